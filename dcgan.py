@@ -518,7 +518,9 @@ def write_file(path, write):
 def load_checkpoint(path):
     """The dict of a checkpoint or snapshot, on the CPU. Runs no code from the file."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of a foreign pickle's protocol
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SystemExit(f"{path}: no such checkpoint")
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError):
@@ -582,7 +584,7 @@ def load_data(data, size, classes=None, cache="data", skip_corrupt=False):
         write_file(vouch, lambda f: f.write(json.dumps(kept).encode()))
     images = np.load(path, mmap_mode="r")
     with warnings.catch_warnings():  # "not writable": nothing here writes to it
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore")
         images = torch.from_numpy(images)
     return images, torch.from_numpy(labels[json.loads(vouch.read_text())]), list(source.names)
 

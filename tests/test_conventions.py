@@ -1,0 +1,313 @@
+"""CONVENTIONS.md, held: shared code, headers, flags, commands, and scripts that stand alone.
+
+A script's copy of shared code is put right with
+
+    python tests/test_conventions.py NAME dcgan.py
+
+which copies NAME, a top-level function, class or constant, from dcgan.py over its other copies.
+"""
+
+import ast
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+TRAINERS = [name for name in ("dcgan.py", "wgan.py", "wgan_gp.py") if name in SCRIPTS]
+PAGES = ["README.md", "CONVENTIONS.md"]
+
+# Top-level names that differ on purpose from script to script, and why.
+DIFFER = {
+    "SCRIPT": "the script's own name",
+    "COLUMNS": "what a paper's iteration reports",
+    "Critic": "WGAN's has batch norm; WGAN-GP's must not couple the samples of a batch",
+    "generator_loss": "cross entropy or critic score",
+    "iteration": "the paper's algorithm",
+    "train": "how many batches one iteration takes",
+    "build_parser": "the paper's own flags and defaults",
+    "main": "the paper's networks and optimizers",
+}
+# Flags whose default or help differs from script to script because the papers do.
+OWN_FLAGS = {"--lr", "--betas", "--epochs", "--batch-size", "--out", "--d-width", "--norm"}
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def definitions(text):
+    """Top-level functions, classes and constants: name -> (first line, last line), 0-based."""
+    lines, found = text.splitlines(), {}
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        else:
+            continue
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
+        while lines[first - 1].startswith("#") and not lines[first - 1].startswith("# ----"):
+            first -= 1
+        for name in names:
+            found[name] = (first, node.end_lineno)
+    return found
+
+
+def source(script, name):
+    text = read(script)
+    first, last = definitions(text)[name]
+    return "\n".join(text.splitlines()[first:last])
+
+
+def holders():
+    """name -> the scripts that define it at top level, for names in two scripts or more."""
+    table = {}
+    for script in SCRIPTS:
+        for name in definitions(read(script)):
+            table.setdefault(name, []).append(script)
+    return {name: scripts for name, scripts in table.items() if len(scripts) > 1}
+
+
+def copy_over(name, origin):
+    """Copy the definition of `name` in `origin` over the one in every other script."""
+    right = source(origin, name).splitlines()
+    for script in holders().get(name, []):
+        text = read(script)
+        first, last = definitions(text)[name]
+        lines = text.splitlines()
+        lines[first:last] = right
+        (ROOT / script).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# ---- Shared code --------------------------------------------------------------------------------
+
+
+def test_copies_are_identical_to_the_byte():
+    wrong = []
+    for name, scripts in holders().items():
+        if name not in DIFFER and len({source(script, name) for script in scripts}) > 1:
+            wrong.append(f"python tests/test_conventions.py {name} {scripts[0]}")
+    assert not wrong, "copies differ; from the script that is right run:\n" + "\n".join(wrong)
+
+
+def test_every_exception_is_still_one():
+    shared = holders()
+    if len(TRAINERS) < 3:
+        pytest.skip("the exceptions are those of three trainers")
+    for name in DIFFER:
+        assert name in shared, f"{name} stands in one script alone: take it out of DIFFER"
+        texts = {source(script, name) for script in shared[name]}
+        assert len(texts) > 1, f"{name} is the same everywhere: take it out of DIFFER"
+
+
+def test_the_copier_finds_decorators_and_leading_comments():
+    text = "import a\n\n# why\n@deco\ndef f():\n    pass\n\n\nX = 1\nclass C:\n    y = 2\n"
+    assert definitions(text) == {"f": (2, 6), "X": (8, 9), "C": (9, 11)}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_script_imports_another(script):
+    assert not imports(script) & {Path(other).stem for other in SCRIPTS}
+
+
+# ---- Headers, sections, loads -------------------------------------------------------------------
+
+
+def imports(script):
+    """First names of all modules that a script imports, at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(read(script))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_header_lists_what_the_script_imports(script):
+    header = re.match(r"# /// script\n((?:# .*\n)+)# ///\n", read(script)).group(1)
+    assert 'requires-python = ">=3.10"' in header
+    packages = set(re.findall(r'"([a-z]+)', header.split("dependencies", 1)[1]))
+    modules = {"PIL" if package == "pillow" else package for package in packages}
+    assert modules == imports(script) - set(sys.stdlib_module_names)
+    wanted = {line.split(">")[0].split(" ")[0] for line in read("requirements.txt").splitlines()}
+    assert packages <= wanted
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_section_marks_are_ruled_to_column_100(script):
+    marks = [line for line in read(script).splitlines() if line.startswith("# ----")]
+    assert marks and all(len(m) == 100 and re.match(r"# ---- .+ -+$", m) for m in marks)
+    if script in TRAINERS:
+        titles = [re.match(r"# ---- ([\w ]+?) (?:\(|-)", mark).group(1) for mark in marks]
+        order = "Networks, Objective, Training, Training tools, Run folder, Data, Options, main"
+        assert titles == order.split(", ")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_loads_run_no_code(script):
+    for node in ast.walk(ast.parse(read(script))):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            assert name not in ("pickle.load", "pickle.loads", "eval", "exec")
+            if name == "torch.load":
+                flags = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+                assert flags.get("weights_only") is True
+            if name == "np.load":  # its default is the safe one
+                flags = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+                assert flags.get("allow_pickle", False) is False
+
+
+# ---- Flags --------------------------------------------------------------------------------------
+
+
+def flags(script):
+    """flag -> (type, default, ..., help) of a script's parser."""
+    parser = importlib.import_module(Path(script).stem).build_parser()
+    table = {}
+    for a in parser._actions:
+        kind = getattr(a.type, "__name__", a.type)
+        for flag in a.option_strings:
+            table[flag] = (kind, a.default, a.nargs, a.choices, a.metavar, a.help)
+    return table
+
+
+def test_the_same_flag_means_the_same_everywhere():
+    tables = {script: flags(script) for script in TRAINERS}
+    for script, table in tables.items():
+        for other, its in tables.items():
+            for flag in table.keys() & its.keys() - OWN_FLAGS:
+                assert table[flag] == its[flag], f"{flag} differs in {script} and {other}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_has_a_help_that_says_more_than_its_name(script):
+    for flag, (*_, text) in flags(script).items():
+        assert text and len(text.split()) >= 4, f"{script} {flag}: {text}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_the_man_page(script):
+    help_ = importlib.import_module(Path(script).stem).build_parser().format_help()
+    assert importlib.import_module(Path(script).stem).__doc__.strip() in help_
+    assert all(flag in help_ for flag in flags(script))
+
+
+# ---- Pages --------------------------------------------------------------------------------------
+
+
+def commands(text):
+    """The `python SCRIPT.py ...` commands of a page or a docstring, without comments."""
+    for line in text.splitlines():
+        for part in line.split("&&"):
+            match = re.match(r"\s*(?:uv run|python) (\w+\.py)\b(.*)", part)
+            if match:
+                yield match.group(1), re.split(r"\s{2,}|#|`", match.group(2).strip())[0]
+
+
+PRINTED = [
+    (place, script, line)
+    for place in [*SCRIPTS, *PAGES]
+    for script, line in commands(
+        ast.get_docstring(ast.parse(read(place))) if place in SCRIPTS else read(place)
+    )
+]
+
+
+def test_there_are_commands_to_check():
+    assert {place for place, _, _ in PRINTED} >= {"README.md", *TRAINERS}
+
+
+@pytest.mark.parametrize("place, script, line", PRINTED)
+def test_every_printed_command_parses(place, script, line):
+    importlib.import_module(Path(script).stem).parse_args(shlex.split(line))
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    readme, ci = read("README.md"), read(".ci/run")
+    test = "pip install -r tests/requirements.txt && pytest"
+    assert test in readme and test in ci
+    assert "pip install -r requirements.txt && python dcgan.py" in readme
+    assert read("tests/requirements.txt").startswith("-r ../requirements.txt\n")
+
+
+def test_the_conventions_are_short_and_name_tests_that_exist():
+    text = read("CONVENTIONS.md")
+    assert len(text.splitlines()) <= 120
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) >= 12
+    there = "\n".join(read(path) for path in (ROOT / "tests").glob("test_*.py"))
+    missing = [name for name in named if f"def {name}(" not in there]
+    assert not missing
+
+
+def test_pages_link_to_files_that_exist():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", read(page)):
+            assert target.startswith("http") or (ROOT / target).exists(), f"{page}: {target}"
+
+
+def test_nothing_else_at_top_level():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+    allowed = """
+        README.md CONVENTIONS.md LICENSE requirements.txt pyproject.toml .gitignore .ci tests docs
+        dcgan.py wgan.py wgan_gp.py fid.py interpolate.py scrape_spirits.py
+    """
+    assert {name.split("/")[0] for name in listed.splitlines()} <= set(allowed.split())
+
+
+# ---- Scripts that stand alone -------------------------------------------------------------------
+
+BARE = (  # without the two optional packages
+    "import sys, runpy; sys.modules['tqdm'] = sys.modules['matplotlib'] = None;"
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+def python(*args, cwd):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    return subprocess.run(
+        [sys.executable, *args], cwd=cwd, capture_output=True, text=True, env=env, timeout=300
+    )
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_a_script_runs_alone_without_tqdm_and_matplotlib(script, tmp_path):
+    shutil.copy(ROOT / script, tmp_path)
+    small = "--epochs 1 --size 16 --g-width 2 --d-width 2 --z-dim 4 --batch-size 256".split()
+    done = python("-W", "error", "-c", BARE, script, *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    out = tmp_path / "runs" / Path(script).stem
+    assert json.loads((out / "args.json").read_text())["script"] == script
+    assert (out / "samples" / "epoch_0001.png").exists() and not (out / "loss.png").exists()
+    assert "epoch   1/1" in done.stdout and "images/s" in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_importing_a_script_does_nothing(script, tmp_path):
+    shutil.copy(ROOT / script, tmp_path)
+    code = (
+        "import signal, torch; s = signal.getsignal(signal.SIGINT); r = torch.get_rng_state();"
+        f"import {Path(script).stem};"
+        "assert signal.getsignal(signal.SIGINT) is s and torch.equal(r, torch.get_rng_state())"
+    )
+    done = python("-B", "-c", code, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [path.name for path in tmp_path.iterdir()] == [script]
+
+
+if __name__ == "__main__":
+    copy_over(*sys.argv[1:])
