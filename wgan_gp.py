@@ -81,7 +81,7 @@ except ImportError:
 SCRIPT = "wgan_gp.py"
 COLUMNS = ("critic_loss", "g_loss", "wasserstein", "penalty", "grad_norm")  # of one iteration
 
-# ---- Networks -----------------------------------------------------------------------------------
+# ---- Networks ------------------------------------------------------------------------------------
 
 
 def first_map(size):
@@ -93,7 +93,7 @@ def first_map(size):
 
 
 def init_weights(module):
-    """N(0, 0.02) for convolutions, N(1, 0.02) for batch-norm scales (paper, section 4)."""
+    """N(0, 0.02) for convolutions (DCGAN, section 4), N(1, 0.02) for batch-norm scales."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -163,7 +163,7 @@ class Critic(nn.Module):
         return self.main(x).flatten()
 
 
-# ---- Objective ----------------------------------------------------------------------------------
+# ---- Objective -----------------------------------------------------------------------------------
 
 
 def critic_loss(real_scores, fake_scores):
@@ -189,7 +189,7 @@ def gradient_penalty(critic, real, fake):
     return (norms - 1).square().mean(), norms
 
 
-# ---- Training -----------------------------------------------------------------------------------
+# ---- Training ------------------------------------------------------------------------------------
 
 
 def iteration(G, critic, opt_G, opt_critic, reals, z_dim, gp_weight):
@@ -224,7 +224,7 @@ def train(G, critic, opt_G, opt_critic, images, run, args):
         run.end_epoch()
 
 
-# ---- Training tools (same in dcgan.py, wgan.py, wgan_gp.py) -------------------------------------
+# ---- Training tools (same in dcgan.py, wgan.py, wgan_gp.py) --------------------------------------
 
 
 def descend(opt, loss):
@@ -253,10 +253,11 @@ def epoch_batches(n, batch_size, per_iteration, epoch, seed):
 
 
 def place(images, args, device):
-    """The images on the device where they fit; SystemExit if they do not fill one batch."""
-    if len(images) < args.batch_size:
-        wanted = f"{args.data} has only {len(images):,} images; choose at most that"
-        raise SystemExit(f"--batch-size {args.batch_size}: {wanted}")
+    """The images on the device where they fit; SystemExit if they are too few for one update."""
+    n_critic = getattr(args, "n_critic", 1)
+    if len(images) // args.batch_size * args.epochs < n_critic:
+        wanted = f"{args.batch_size * n_critic:,} images, {args.data} has {len(images):,}"
+        raise SystemExit(f"--batch-size {args.batch_size}: one iteration takes {wanted}")
     if device.type == "cuda" and images.numel() < torch.cuda.mem_get_info(device)[0] // 2:
         return images.to(device)
     return images
@@ -332,7 +333,7 @@ def pick_device(device, precision):
     return device, name, {True: "bf16", False: "fp32"}[bf16] if precision == "auto" else precision
 
 
-# ---- Run folder (same in dcgan.py, wgan.py, wgan_gp.py) -----------------------------------------
+# ---- Run folder (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------
 
 FORMAT = 1  # of checkpoints and snapshots
 
@@ -350,7 +351,7 @@ class Run:
         self.args, self.device, self.parts, self.out = args, device, parts, Path(args.out)
         self.nets = {k: p for k, p in parts.items() if isinstance(p, nn.Module)}
         self.opts = {k: p for k, p in parts.items() if isinstance(p, torch.optim.Optimizer)}
-        per_iteration = getattr(args, "n_critic", 1)
+        self.n_images, per_iteration = n_images, getattr(args, "n_critic", 1)
         self.batch = args.batch_size * per_iteration  # images per iteration
         self.steps = args.epochs * (n_images // args.batch_size) // per_iteration
         self.epoch = self.done = self.step = 0  # done: iterations of the epoch that runs
@@ -360,9 +361,9 @@ class Run:
         self.stop, self.first = 0, self.step
         self.clock = self.begun = self.saved = time.perf_counter()
 
-    def start(self, n_images, device_name, precision):
+    def start(self, device_name, precision):
         """Make the run folder with args.json and the script, say what runs, take over Ctrl-C."""
-        facts = {"script": SCRIPT, "args": vars(self.args), "images": n_images}
+        facts = {"script": SCRIPT, "args": vars(self.args), "images": self.n_images}
         facts |= {"device": device_name, "precision": precision}
         facts |= {module.__name__: module.__version__ for module in (torch, torchvision, np)}
         facts |= {"python": platform.python_version()}
@@ -371,13 +372,12 @@ class Run:
             write_file(self.out / SCRIPT, lambda f: f.write(Path(__file__).read_bytes()))
         size, nets = self.args.size, {k: n for k, n in self.nets.items() if k != "G_ema"}
         sizes = [f"{k} {sum(p.numel() for p in n.parameters()):,}" for k, n in nets.items()]
-        print(f"{SCRIPT}: {n_images:,} images of {self.args.data} at {size}x{size}")
+        print(f"{SCRIPT}: {self.n_images:,} images of {self.args.data} at {size}x{size}")
         print(f"{device_name}, {precision}, parameters: {', '.join(sizes)}")
         if self.step:
             print(f"going on in epoch {self.epoch + 1} after step {self.step:,}")
-        self.handlers = {
-            s: signal.signal(s, self.interrupt) for s in (signal.SIGINT, signal.SIGTERM)
-        }
+        signals = (signal.SIGINT, signal.SIGTERM)
+        self.handlers = {number: signal.signal(number, self.interrupt) for number in signals}
         self.bar = progress(self.steps * self.batch, "image", self.step * self.batch)
         self.clock = self.begun = time.perf_counter()
 
@@ -472,7 +472,7 @@ class Run:
         self.check()
         self.seconds, self.clock = self.elapsed(), time.perf_counter()
         checkpoint = self.header() | {name: part.state_dict() for name, part in self.parts.items()}
-        checkpoint |= {name: getattr(self, name) for name in self.STATE}
+        checkpoint |= {name: getattr(self, name) for name in (*self.STATE, "n_images")}
         checkpoint["rng"] = {"cpu": torch.get_rng_state()}
         if self.device.type != "cpu":
             rng = getattr(torch, self.device.type).get_rng_state()
@@ -491,6 +491,9 @@ class Run:
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             path = self.out / "checkpoint.pt"
             raise SystemExit(f"{path}: does not fit this run ({first_line(error)})")
+        if checkpoint["n_images"] != self.n_images:
+            trained = f"{self.n_images:,} images, not the {checkpoint['n_images']:,} of the run"
+            raise SystemExit(f"--data {self.args.data}: has {trained} in {self.out}")
         if self.device.type != "cpu" and self.device.type in checkpoint["rng"]:
             getattr(torch, self.device.type).set_rng_state(checkpoint["rng"][self.device.type])
         for opt in self.opts.values():
@@ -575,7 +578,7 @@ def find_run(args):
     return checkpoint
 
 
-# ---- Data (same in dcgan.py, wgan.py, wgan_gp.py) -----------------------------------------------
+# ---- Data (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------------
 # One function to call: images, labels, names = load_data(data, size).
 
 DOWNLOADS = ("cifar10", "stl10", "celeba", "lsun-NAME")
@@ -833,7 +836,7 @@ def progress(total, unit, done=0):
     return SimpleNamespace(**silent)
 
 
-# ---- Options (shared ones the same in dcgan.py, wgan.py, wgan_gp.py) ----------------------------
+# ---- Options (shared ones the same in dcgan.py, wgan.py, wgan_gp.py) -----------------------------
 # fmt: off
 
 
@@ -956,7 +959,7 @@ def image_size(text):
         raise argparse.ArgumentTypeError(f"{text} is none of {' '.join(map(str, sizes))}")
 
 
-# ---- main ---------------------------------------------------------------------------------------
+# ---- main ----------------------------------------------------------------------------------------
 
 
 def main(argv=None):
@@ -987,7 +990,7 @@ def main(argv=None):
         low_precision(G, device)
         low_precision(critic, device)
 
-    run.start(len(images), device_name, precision)
+    run.start(device_name, precision)
     try:
         train(G, critic, *opts, images, run, args)
     finally:

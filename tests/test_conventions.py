@@ -149,7 +149,7 @@ def test_section_marks_are_ruled_to_column_100(script):
     marks = [line for line in read(script).splitlines() if line.startswith("# ----")]
     assert marks and all(len(m) == 100 and re.match(r"# ---- .+ -+$", m) for m in marks)
     if script in TRAINERS:
-        titles = [re.match(r"# ---- ([\w ]+?) (?:\(|-)", mark).group(1) for mark in marks]
+        titles = [re.match(r"# ---- ([\w ]+?) (?:\(|--)", mark).group(1) for mark in marks]
         order = "Networks, Objective, Training, Training tools, Run folder, Data, Options, main"
         assert titles == order.split(", ")
 
@@ -212,7 +212,7 @@ def commands(text):
         for part in line.split("&&"):
             match = re.match(r"\s*(?:uv run|python) (\w+\.py)\b(.*)", part)
             if match:
-                yield match.group(1), re.split(r"\s{2,}|#|`", match.group(2).strip())[0]
+                yield match.group(1), re.split(r"\s{3,}|#|`", match.group(2))[0]
 
 
 PRINTED = [

@@ -478,7 +478,7 @@ def test_wrong_flags_end_in_one_line_and_exit_2(capsys, flags, words):
 
 def test_a_batch_larger_than_the_set(folder):
     message = refusal("--batch-size", 84)
-    assert "--batch-size 84" in message and "83 images" in message
+    assert "--batch-size 84" in message and "images.npy has 83" in message
     assert not Path("runs").exists()
 
 
@@ -499,6 +499,12 @@ def test_resume_refuses_flags_that_would_make_it_another_run(folder, capsys):
         with pytest.raises(SystemExit) as stop:
             dcgan.main(["--resume", *flags.split()])
         assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_resume_refuses_another_number_of_images(folder):
+    run("--epochs", 1)
+    np.save("images.npy", np.zeros((82, 16, 16, 3), np.uint8))
+    assert "has 82 images, not the 83 of the run" in refusal("--resume", "--epochs", 2)
 
 
 def test_resume_takes_a_new_learning_rate(folder):
