@@ -523,10 +523,11 @@ def write_file(path, write):
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
-        kept = "the file that was there is whole" if path.exists() else "nothing is left of it"
+        kept = "what was there is whole" if os.path.exists(path) else "nothing is left of it"
         raise SystemExit(f"{path}: cannot be written ({first_line(error)}); {kept}")
     finally:
-        partial.unlink(missing_ok=True)
+        if os.path.exists(partial):
+            partial.unlink()
 
 
 def load_checkpoint(path):
@@ -579,6 +580,7 @@ def load_data(data, size, classes=None, cache="data", skip_corrupt=False):
     `classes` keeps those alone; `skip_corrupt` leaves out what cannot be read. SystemExit says
     what is wrong with the data.
     """
+    data = str(data)
     source = open_source(data, size, Path(cache))
     labels = np.asarray(source.labels, np.int64)
     unknown = sorted(set(classes or []) - set(source.names))
@@ -592,7 +594,7 @@ def load_data(data, size, classes=None, cache="data", skip_corrupt=False):
     key = json.dumps(["decoded 1", source.key, size, sorted(wanted), skip_corrupt])
     path = Path(cache) / f"decoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     vouch = path.with_suffix(".json")  # written last: the numbers of the images that path holds
-    if not (path.exists() and vouch.exists()):
+    if not (os.path.exists(path) and os.path.exists(vouch)):
         kept = []
         write_file(path, lambda f: kept.extend(decode(source, keep, size, skip_corrupt, f, data)))
         write_file(vouch, lambda f: f.write(json.dumps(kept).encode()))
@@ -608,7 +610,7 @@ def decode(source, keep, size, skip_corrupt, file, data):
 
     def load(i):
         try:
-            with warnings.catch_warnings(), source.read(i) as image:
+            with source.read(i) as image:
                 return square(image, size).tobytes()
         except Exception as error:  # on a damaged file Pillow raises nearly anything
             return f"{source.items[i]}: {first_line(error)}"
@@ -621,7 +623,8 @@ def decode(source, keep, size, skip_corrupt, file, data):
     header(len(keep))
     kept, bad = [], []
     bar = progress(len(keep), "image")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # here, for the filters are common to all threads
         for start in range(0, len(keep), 1024):  # few are in memory at a time
             part = keep[start : start + 1024]
             for i, pixels in zip(part, pool.map(load, part)):
@@ -647,7 +650,8 @@ def square(image, size):
     """A PIL image of any mode -> uint8 array (3, size, size)."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits
-        grey = np.clip(np.asarray(image), 0, 65535) / 257
+        grey = np.asarray(image)
+        grey = np.where(grey == image.info.get("transparency"), 65535, grey.clip(0, 65535)) / 257
         image = Image.fromarray(grey.round().astype(np.uint8))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
@@ -672,27 +676,28 @@ def open_source(data, size, cache):
     path, suffix = Path(data), Path(data).suffix.lower()
     try:
         if path.is_dir():
-            names = [
-                Path(d, f).relative_to(path).as_posix() for d, _, fs in os.walk(path) for f in fs
-            ]
+            found = [Path(d, f) for d, _, files in os.walk(path, onerror=stop) for f in files]
+            names = [file.relative_to(path).as_posix() for file in found]
             names = sorted(filter(is_image, names))
-            stats = [(path / name).stat() for name in names]
+            files = [path / name for name in names]
+            stats = [file.stat() if file.exists() else file.lstat() for file in files]
             stamp = [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats)]
-            return file_source(path, stamp, names, lambda i: Image.open(path / names[i]))
+            return file_source(path, stamp, names, lambda i: open_image(files[i]))
         stamp = [path.stat().st_size, path.stat().st_mtime_ns]
         if suffix == ".zip":
             archive = zipfile.ZipFile(path)  # read in place: its names never become paths
             names = sorted(filter(is_image, archive.namelist()))
             read = archive.read
-            return file_source(path, stamp, names, lambda i: Image.open(io.BytesIO(read(names[i]))))
+            return file_source(path, stamp, names, lambda i: open_image(io.BytesIO(read(names[i]))))
         if suffix in (".npy", ".npz"):
             pixels, labels = np.load(path, mmap_mode="r", allow_pickle=False), None
-            if suffix == ".npz":
-                labels, pixels = pixels.get("labels"), pixels["images"]
-            labels = np.zeros(len(pixels), int) if labels is None else labels
+            if isinstance(pixels, np.lib.npyio.NpzFile):
+                with pixels as arrays:
+                    labels, pixels = arrays.get("labels"), arrays["images"]
             if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
                 shape = f"{pixels.dtype} {pixels.shape}"
                 raise ValueError(f"images must be uint8 (N, H, W, 3), they are {shape}")
+            labels = np.zeros(len(pixels), int) if labels is None else labels
             if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
                 shape = f"{labels.dtype} {labels.shape}"
                 raise ValueError(f"labels must be integers ({len(pixels)},), they are {shape}")
@@ -703,16 +708,27 @@ def open_source(data, size, cache):
         raise SystemExit(f"--data {data}: no such file or folder, and none of {known}")
     except KeyError:
         raise SystemExit(f"{data}: has no array named images (uint8, N x H x W x 3)")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy and zipfile raise nearly anything on a damaged file
         raise SystemExit(f"{data}: cannot be read ({first_line(error)})")
     raise SystemExit(f"--data {data}: neither a folder nor a .zip, .npy or .npz")
+
+
+def stop(error):
+    """For os.walk, which by itself leaves out a folder that it may not open."""
+    raise error
 
 
 def is_image(name):
     """Whether a file's suffix is one that Pillow opens; hidden files are left aside."""
     path = PurePosixPath(name.replace("\\", "/"))
-    hidden = path.name.startswith(".") or "__MACOSX" in path.parts
-    return not hidden and Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
+    hidden = any((p.startswith(".") and p != "..") or p == "__MACOSX" for p in path.parts)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    return kind in Image.OPEN.keys() - {"EPS"} and not hidden and not name.endswith("/")
+
+
+def open_image(file):
+    """Image.open, but for PostScript, which would run the file as a program."""
+    return Image.open(file, formats=sorted(Image.OPEN.keys() - {"EPS"}))
 
 
 def file_source(path, stamp, names, read):
@@ -751,7 +767,7 @@ def download(data, root):
             found = kind(str(root), download=True, **split)
             names = list(found.classes) + ["unlabeled"] * (data == "stl10")
             labels = np.asarray(found.targets if data == "cifar10" else found.labels) % len(names)
-    except (OSError, RuntimeError, ImportError) as error:
+    except Exception as error:  # lmdb, gdown and http.client have errors of their own
         wanted = "".join(f"\n    {root / file}" for file in files)
         reason = f"cannot be had ({first_line(error)})"
         raise SystemExit(f"--data {data}: {reason}. Put there yourself, and run again:{wanted}")
@@ -760,15 +776,20 @@ def download(data, root):
 
 def fetch_archive(kind, root):
     """Fetch a torchvision set's archive into `root`, unless it is there or already unpacked."""
-    unpacked = (root / kind.base_folder).is_dir()
+    files = [root / kind.base_folder / name for name, _ in kind.train_list + kind.test_list]
+    unpacked = all(file.exists() for file in files)
     if unpacked or torchvision.datasets.utils.check_integrity(root / kind.filename, kind.tgz_md5):
         return
     root.mkdir(parents=True, exist_ok=True)
     print(f"fetching {kind.url}; a copy of your own at {root / kind.filename} serves as well")
+    before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)  # seconds without a byte, then it counts as stalled
-    with tempfile.TemporaryDirectory(dir=root) as partial:
-        torchvision.datasets.utils.download_url(kind.url, partial, kind.filename, kind.tgz_md5)
-        os.replace(Path(partial) / kind.filename, root / kind.filename)
+    try:
+        with tempfile.TemporaryDirectory(dir=root) as partial:
+            torchvision.datasets.utils.download_url(kind.url, partial, kind.filename, kind.tgz_md5)
+            os.replace(Path(partial) / kind.filename, root / kind.filename)
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def sprites(size, n=2048):
@@ -808,7 +829,7 @@ def sprites(size, n=2048):
         eye = rng.uniform(1.2, 2.4)
         pixels[(abs(x - eye) < 1) & (abs(y - top + 1.2) < 1)] = 1
         pixels[(abs(x - eye) < 0.6) & (abs(y - top + 0.8) < 0.6)] = 0.1
-        image[:] = (pixels[cell][:, cell] * 255).round()
+        image[:] = (pixels[cell][:, np.minimum(cell, cell[::-1])] * 255).round()
     return images, labels
 
 
