@@ -198,6 +198,7 @@ def take_turns(steps, images_per_step, turns, length, device):
     seconds = {name: [] for name in steps}
     for turn in range(turns + 1):
         for name, step in steps.items():
+            time.sleep(0.5)  # until the plain loop's workers have filled their queues
             start = time.perf_counter()
             for _ in range(length):
                 step()
@@ -218,6 +219,7 @@ def main():
     parser.add_argument("--length", type=int, default=0, help="iterations in a turn")
     parser.add_argument("--parts", action="store_true", help="take the measures away one by one")
     args = parser.parse_args()
+    torch.set_flush_denormal(True)  # for both: it is a setting of each thread
     device = torch.device(args.device)
     images, _, _ = dcgan.load_data(args.data, 32)
     _, name, precision = dcgan.pick_device(args.device, "auto")
@@ -235,9 +237,8 @@ def main():
             steps["shipped, all gradients"] = shipped(script, *setting, without="inputs")
             if script == "wgan_gp":
                 steps["shipped, two critic calls"] = shipped(script, *setting, without="one call")
-        # denormals are flushed in the shipped loop alone; both are as its users would run them
-        length = args.length or (6 if script == "dcgan" else 3)
-        seconds = take_turns(flush_for(steps), batch_size * n_critic, args.turns, length, device)
+        length = args.length or (12 if script == "dcgan" else 4)
+        seconds = take_turns(steps, batch_size * n_critic, args.turns, length, device)
         print(
             f"{script}, batch {batch_size}, {n_critic} update(s) of the second network an iteration"
         )
@@ -249,17 +250,6 @@ def main():
                 f"({min(speed):,.0f} to {max(speed):,.0f})   {statistics.median(ratio):5.2f}x plain"
             )
         print(flush=True)
-
-
-def flush_for(steps):
-    def with_denormals(step, flush):
-        def wrapped():
-            torch.set_flush_denormal(flush)
-            return step()
-
-        return wrapped
-
-    return {name: with_denormals(step, name != "plain") for name, step in steps.items()}
 
 
 if __name__ == "__main__":
