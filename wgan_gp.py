@@ -925,14 +925,14 @@ def add_run_options(parser):
     add("--ema", type=fraction, default=0.999, metavar="D",
         help="decay, per generator update, of the averaged generator that samples come from, "
              "in [0, 1); 0 samples from the raw one (default 0.999)")
-    add("--seed", type=int, default=0, metavar="N",
+    add("--seed", type=not_negative, default=0, metavar="N",
         help="of the weights, the latents and the order of the images (default 0)")
     add("--device", default="auto", metavar="NAME",
         help="auto, cpu, cuda, cuda:1, mps (default auto: cuda, else mps, else cpu)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
         help="bf16 runs the networks under bfloat16 autocast; auto does where the hardware "
              "multiplies bfloat16 (default auto)")
-    add("--snapshot-every", type=int, default=10, metavar="N",
+    add("--snapshot-every", type=not_negative, default=10, metavar="N",
         help="epochs between snapshots of the generator; the last is always kept (default 10)")
     add("--out", default=f"runs/{Path(SCRIPT).stem}", metavar="DIR",
         help="run folder; one in use is refused (default %(default)s)")
@@ -963,6 +963,12 @@ def parse_args(argv=None, saved=None):
 def positive(text):
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
+
+
+def not_negative(text):
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
     return int(text)
 
 

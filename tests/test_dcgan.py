@@ -466,6 +466,7 @@ def test_it_learns(folder):
         ("--batch-size x", "--batch-size: invalid positive value: 'x'"),
         ("--lr 0", "--lr: 0 is not above 0"),
         ("--lr nan", "--lr: nan is not above 0"),
+        ("--seed -1", "--seed: -1 is less than 0"),
         ("--ema 1", "--ema: 1 is not in [0, 1)"),
         ("--betas 0.5 1.5", "--betas: 1.5 is not in [0, 1)"),
         ("--d-act gelu", "--d-act: invalid choice"),

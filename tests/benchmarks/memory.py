@@ -2,7 +2,7 @@
 
     python tests/benchmarks/memory.py
 
-Writes an .npy of random images (3 GB by default, --megabytes) into a temporary folder, then runs
+Writes an .npy of random images (2 GB by default, --megabytes) into a temporary folder, then runs
 one epoch of dcgan.py with small networks in a process that may allocate no more than a tenth of
 that beyond what importing torch takes (RLIMIT_DATA: heap and private maps; the mapped file itself
 is in the page cache). The limit holds while the set is decoded, too. A control reads the file into
@@ -42,7 +42,7 @@ print(f"{(kilobytes('RssAnon') - before) / 1024:,.0f} MB allocated beyond the li
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--megabytes", type=int, default=3000, help="size of the set")
+    parser.add_argument("--megabytes", type=int, default=2000, help="size of the set")
     args = parser.parse_args()
     n = args.megabytes * 2**20 // (64 * 64 * 3)
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ def main():
             f"{n:,} images of 64x64, {args.megabytes:,} MB; {allowed} MB allowed",
             flush=True,
         )
-        flags = "--data images.npy --size 64 --epochs 1 --g-width 2 --d-width 2 --batch-size 512"
+        flags = "--data images.npy --size 64 --epochs 1 --g-width 2 --d-width 2 --batch-size 64"
         for kind in ("control", "train"):
             done = subprocess.run(
                 [
