@@ -42,6 +42,10 @@ Departures from the paper
     2. An epoch is one pass of the critic over the data, without a partial batch: the generator is
        updated once in n_critic batches.
     3. Samples come from a moving average of G's weights: --ema 0 gives the raw ones.
+
+Measured
+    On two cores of an AMD EPYC with AVX-512 bfloat16, torch 2.15: 50,000 CIFAR-10 images at 355
+    images/s, 141 s an epoch (n = 3 epochs). Not yet trained to the end.
 """
 
 import argparse
