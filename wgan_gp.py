@@ -667,7 +667,18 @@ def decode(source, keep, size, skip_corrupt, file, data):
 
 
 def square(image, size):
-    """A PIL image of any mode -> uint8 array (3, size, size)."""
+    """A PIL image of any mode and shape -> uint8 array (3, size, size)."""
+    image = as_rgb(image)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    if side != size:
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def as_rgb(image):
+    """A PIL image of any mode -> RGB, upright, on white, 16 bits scaled to 8."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits
         grey = np.asarray(image)
@@ -678,12 +689,7 @@ def square(image, size):
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.convert("RGB").crop((left, top, left + side, top + side))
-    if side != size:
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(image).transpose(2, 0, 1)
+    return image.convert("RGB")
 
 
 def open_source(data, size, cache):
