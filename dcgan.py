@@ -63,15 +63,19 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections import namedtuple
+from collections import deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
@@ -194,11 +198,16 @@ def iteration(G, D, opt_G, opt_D, real, z_dim):
 
 def train(G, D, opt_G, opt_D, images, run, args):
     """The loop: epochs of iterations. `run` keeps the books between them."""
+
+    def step(batches):  # uint8 (1, B, 3, size, size)
+        real = to_input(batches[0], args.hflip)
+        return iteration(G, D, opt_G, opt_D, real, args.z_dim)
+
+    step = replayed(step, (opt_G, opt_D), args, run.device)
     while run.epoch < args.epochs:
         order = epoch_batches(len(images), args.batch_size, 1, run.epoch, args.seed)
-        for (index,) in run.iterations(order):
-            real = draw(images, index, run.device, args.hflip)
-            run.record(iteration(G, D, opt_G, opt_D, real, args.z_dim))
+        for batches in run.iterations(order, images):
+            run.record(step(batches))
         run.end_epoch()
 
 
@@ -207,9 +216,22 @@ def train(G, D, opt_G, opt_D, images, run, args):
 
 def descend(opt, loss):
     """One step of `opt` down `loss`, with the gradients of opt's own parameters alone."""
+    parameters = [p for group in opt.param_groups for p in group["params"]]
     opt.zero_grad()
-    loss.backward(inputs=[p for group in opt.param_groups for p in group["params"]])
+    loss.backward(inputs=parameters)
+    if dist.is_initialized():
+        average_gradients(parameters)
     opt.step()
+
+
+def average_gradients(parameters):
+    """Replace gradients by their means over the processes of a torchrun, in one all-reduce."""
+    gradients = [p.grad for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients])):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def epoch_batches(n, batch_size, per_iteration, epoch, seed):
@@ -236,18 +258,76 @@ def place(images, args, device):
     if len(images) // args.batch_size * args.epochs < n_critic:
         wanted = f"{args.batch_size * n_critic:,} images, {args.data} has {len(images):,}"
         raise SystemExit(f"--batch-size {args.batch_size}: one iteration takes {wanted}")
+    if args.batch_size % world_of()[1]:
+        raise SystemExit(f"--batch-size {args.batch_size}: must be a multiple of the processes")
     if device.type == "cuda" and images.numel() < torch.cuda.mem_get_info(device)[0] // 2:
         return images.to(device)
     return images
 
 
-def draw(images, index, device, hflip=False):
-    """The batch images[index] as float32 (B, 3, size, size) in [-1, 1] on `device`."""
-    batch = images[index.to(images.device)].to(device, non_blocking=True)
+def gather(images, order, device):
+    """The batches images[index] for each index of `order`, uint8 (..., 3, size, size) on `device`.
+
+    Images that do not fit on the device are read by a thread, three batches ahead.
+    """
+    if images.device.type == device.type:
+        if device.type == "cuda":  # page-locked, so that the copy need not be waited for
+            order = order.pin_memory().to(device, non_blocking=True)
+        yield from (images[index] for index in order)
+        return
+
+    def read(index):
+        batch = images[index]
+        return batch.pin_memory() if device.type == "cuda" else batch
+
+    with ThreadPoolExecutor(1) as thread:
+        ahead = deque(thread.submit(read, index) for index in order[:3])
+        for index in [*order[3:], None, None, None][: len(order)]:
+            batch = ahead.popleft().result()
+            if index is not None:
+                ahead.append(thread.submit(read, index))
+            yield batch.to(device, non_blocking=True)
+
+
+def to_input(batch, hflip=False):
+    """uint8 (B, 3, size, size) -> float32 in [-1, 1], each image mirrored at random if `hflip`."""
     x = batch.to(torch.float32, memory_format=torch.channels_last) / 127.5 - 1
     if hflip:
-        x = torch.where(torch.rand(len(x), 1, 1, 1, device=device) < 0.5, x, x.flip(-1))
+        x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x, x.flip(-1))
     return x
+
+
+def replayed(step, opts, args, device):
+    """On CUDA, `step` as a graph: recorded at its fourth call, random draws and all, then replayed.
+
+    The three calls before it run as they are, on a stream of their own, as recording asks for.
+    Learning rates that change become tensors, which a recorded step reads anew.
+    """
+    if device.type != "cuda" or args.no_graph:
+        return step
+    if args.lr_decay:
+        for group in (group for opt in opts for group in opt.param_groups):
+            group["lr"] = torch.tensor(float(group["lr"]), device=device)
+    graph, side, calls, batch, values = torch.cuda.CUDAGraph(), torch.cuda.Stream(), 0, None, None
+
+    def replay(batches):
+        nonlocal calls, batch, values
+        calls += 1
+        if calls <= 3:
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                values = step(batches)
+            torch.cuda.current_stream().wait_stream(side)
+            return values
+        if calls == 4:
+            batch = batches.clone()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # gather has a thread
+                values = step(batch)
+        batch.copy_(batches)
+        graph.replay()
+        return values
+
+    return replay
 
 
 def low_precision(net, device):
@@ -357,6 +437,41 @@ def pick_device(device, precision):
     return device, name, {True: "bf16", False: "fp32"}[bf16] if precision == "auto" else precision
 
 
+def world_of():
+    """(rank, number of processes) of a torchrun, else (0, 1)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def join_processes(device):
+    """Join the other processes of a torchrun, if there are any; the device that is this one's."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return device
+    local = int(os.environ["LOCAL_RANK"])
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        if local >= torch.cuda.device_count():
+            raise SystemExit(
+                f"torchrun: {local + 1} processes, but {torch.cuda.device_count()} GPUs"
+            )
+        device = f"cuda:{local}"
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(hours=12))  # decoding may take its time
+    if dist.get_rank():
+        sys.stdout = open(os.devnull, "w")  # one process speaks for all
+    return device
+
+
+@contextmanager
+def first_process_first():
+    """Let the first process through alone, then the others, who find its files."""
+    rank, world = world_of()
+    if rank:
+        dist.barrier()
+    yield
+    if world > 1 and rank == 0:
+        dist.barrier()
+
+
 # ---- Run folder (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------
 
 FORMAT = 1  # of checkpoints and snapshots
@@ -375,6 +490,7 @@ class Run:
         self.args, self.device, self.parts, self.out = args, device, parts, Path(args.out)
         self.nets = {k: p for k, p in parts.items() if isinstance(p, nn.Module)}
         self.opts = {k: p for k, p in parts.items() if isinstance(p, torch.optim.Optimizer)}
+        self.rank, self.world = world_of()
         self.n_images, per_iteration = n_images, getattr(args, "n_critic", 1)
         self.batch = args.batch_size * per_iteration  # images per iteration
         self.steps = args.epochs * (n_images // args.batch_size) // per_iteration
@@ -382,22 +498,28 @@ class Run:
         self.seconds, self.log, self.losses = 0.0, [], None
         if checkpoint:
             self.load(checkpoint)
+        if self.rank:  # the first process goes on with the stream of numbers it had
+            torch.manual_seed(args.seed + 1_000_003 * self.rank + self.step)
         self.stop, self.first = 0, self.step
         self.clock = self.begun = self.saved = time.perf_counter()
+        self.drawn = -math.inf
 
     def start(self, device_name, precision):
         """Make the run folder with args.json and the script, say what runs, take over Ctrl-C."""
         facts = {"script": SCRIPT, "args": vars(self.args), "images": self.n_images}
         facts |= {"device": device_name, "precision": precision}
         facts |= {module.__name__: module.__version__ for module in (torch, torchvision, np)}
-        facts |= {"python": platform.python_version()}
-        write_file(self.out / "args.json", lambda f: f.write(json.dumps(facts, indent=2).encode()))
-        if Path(__file__).resolve() != (self.out / SCRIPT).resolve():
-            write_file(self.out / SCRIPT, lambda f: f.write(Path(__file__).read_bytes()))
+        facts |= {"python": platform.python_version(), "processes": self.world}
+        text, here = json.dumps(facts, indent=2), Path(__file__).resolve()
+        if self.rank == 0:
+            write_file(self.out / "args.json", lambda f: f.write(text.encode()))
+            if here != (self.out / SCRIPT).resolve():
+                write_file(self.out / SCRIPT, lambda f: f.write(here.read_bytes()))
         size, nets = self.args.size, {k: n for k, n in self.nets.items() if k != "G_ema"}
         sizes = [f"{k} {sum(p.numel() for p in n.parameters()):,}" for k, n in nets.items()]
         print(f"{SCRIPT}: {self.n_images:,} images of {self.args.data} at {size}x{size}")
-        print(f"{device_name}, {precision}, parameters: {', '.join(sizes)}")
+        times = f"{self.world} x " if self.world > 1 else ""
+        print(f"{times}{device_name}, {precision}, parameters: {', '.join(sizes)}")
         if self.step:
             print(f"going on in epoch {self.epoch + 1} after step {self.step:,}")
         signals = (signal.SIGINT, signal.SIGTERM)
@@ -410,17 +532,21 @@ class Run:
         self.stop = number
         signal.signal(number, self.handlers[number])
 
-    def iterations(self, order):
-        """The rest of the epoch's iterations: image numbers (per_iteration, batch_size) each."""
+    def iterations(self, order, images):
+        """The rest of the epoch's iterations, this process's share of each: the images of `order`,
+        uint8 (per_iteration, batch_size / processes, 3, size, size)."""
         if self.losses is None:
-            self.losses = torch.zeros(len(order), len(COLUMNS))
+            self.losses = torch.zeros(len(order), len(COLUMNS), device=self.device)
         self.losses = self.losses.to(self.device)
-        for index in order[self.done :]:
-            for opt in self.opts.values():
-                for group in opt.param_groups:
-                    left = 1 - self.step / self.steps if self.args.lr_decay else 1.0
-                    group["lr"] = opt.defaults["lr"] * left
-            yield index
+        order = order[self.done :, :, self.rank :: self.world]
+        for batches in gather(images, order, self.device):
+            left = 1 - self.step / self.steps if self.args.lr_decay else 1.0
+            for group in (group for opt in self.opts.values() for group in opt.param_groups):
+                if torch.is_tensor(group["lr"]):
+                    group["lr"].fill_(self.args.lr * left)
+                else:
+                    group["lr"] = self.args.lr * left
+            yield batches
 
     def record(self, values):
         """Book one iteration and its (len(COLUMNS),) values, without waiting for the device."""
@@ -431,18 +557,29 @@ class Run:
             self.bar.set_postfix_str(show(values), refresh=False)
             if not values.isfinite().all():
                 self.check()
-        if self.stop:
+        if stop := self.to_stop():
             self.save()
             print(f"\nstopped in epoch {self.epoch + 1} after step {self.step:,}; to go on:")
             print(f"    python {SCRIPT} --out {self.out} --resume")
-            raise SystemExit(128 + self.stop)
+            raise SystemExit(128 + stop)
         if time.perf_counter() - self.saved > 600:
             self.save()
+
+    def to_stop(self):
+        """The signal to stop at, or 0; several processes agree on it, every 16 iterations."""
+        if self.world == 1 or self.step % 16:
+            return self.stop if self.world == 1 else 0
+        stop = torch.tensor(self.stop, device=self.device)
+        dist.all_reduce(stop, dist.ReduceOp.MAX)
+        return int(stop)
 
     def end_epoch(self):
         """Log, samples, snapshot, and last of all the checkpoint."""
         self.check()
         means = self.losses.mean(0)
+        if self.world > 1:
+            dist.all_reduce(means)
+            means /= self.world
         self.epoch, self.done, self.losses = self.epoch + 1, 0, None
         row = {"epoch": self.epoch, "step": self.step, "images": self.step * self.batch}
         row |= {"seconds": round(self.elapsed(), 1)}
@@ -452,7 +589,11 @@ class Run:
         self.bar.clear()
         print(f"epoch {self.epoch:>3}/{self.args.epochs}  {show(means)}", end="  ")
         print(f"{speed:,.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
+        if self.rank == 0:
+            self.write_epoch()
+        self.save()
 
+    def write_epoch(self):
         G, name = self.nets.get("G_ema", self.nets["G"]), f"epoch_{self.epoch:04}"
         grid = sample(G, latents(range(64), self.args.z_dim))
         grid = torchvision.utils.make_grid(grid, nrow=8).permute(1, 2, 0).numpy()
@@ -464,7 +605,6 @@ class Run:
             key = "G_ema" if "G_ema" in self.nets else "G"
             snapshot = self.header() | {"epoch": self.epoch, "step": self.step, key: G.state_dict()}
             write_file(self.out / "snapshots" / f"{name}.pt", lambda f: torch.save(snapshot, f))
-        self.save()
 
     def close(self):
         self.bar.close()
@@ -494,6 +634,8 @@ class Run:
     def save(self):
         """Write checkpoint.pt, whole or not at all."""
         self.check()
+        if self.rank:
+            return
         self.seconds, self.clock = self.elapsed(), time.perf_counter()
         checkpoint = self.header() | {name: part.state_dict() for name, part in self.parts.items()}
         checkpoint |= {name: getattr(self, name) for name in (*self.STATE, "n_images")}
@@ -523,6 +665,9 @@ class Run:
         for opt in self.opts.values():
             for group in opt.param_groups:
                 group.update(opt.defaults)
+            if opt.defaults.get("capturable"):  # a CPU's checkpoint counts steps on the CPU
+                for state in opt.state.values():
+                    state["step"] = state["step"].to(self.device)
 
     def write_log(self):
         """log.csv, and loss.png with a panel per column where matplotlib is installed."""
@@ -531,10 +676,12 @@ class Run:
         table.writeheader()
         table.writerows(self.log)
         write_file(self.out / "log.csv", lambda f: f.write(text.getvalue().encode()))
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
+        recent = time.perf_counter() - self.drawn < 10  # seconds; epochs may be shorter than a plot
+        if not find_spec("matplotlib") or (recent and self.epoch < self.args.epochs):
             return
+        from matplotlib.figure import Figure
+
+        self.drawn = time.perf_counter()
         figure = Figure(figsize=(3.2 * len(COLUMNS), 2.6), layout="constrained")
         epochs = [row["epoch"] for row in self.log]
         for axes, name in zip(figure.subplots(1, len(COLUMNS)), COLUMNS):
@@ -886,8 +1033,8 @@ def sprites(size, n=2048):
 
 
 def progress(total, unit, done=0):
-    """A tqdm bar on a terminal; without tqdm or a terminal something that stays silent."""
-    if tqdm:
+    """A tqdm bar on a terminal; something silent without either, and in all processes but one."""
+    if tqdm and world_of()[0] == 0:
         return tqdm(total=total, initial=done, unit=unit, disable=None, dynamic_ncols=True)
     silent = dict.fromkeys(("update", "set_postfix_str", "clear", "close"), lambda *_, **__: None)
     return SimpleNamespace(**silent)
@@ -958,6 +1105,9 @@ def add_run_options(parser):
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
         help="bf16 runs the networks under bfloat16 autocast; auto does where the hardware "
              "multiplies bfloat16 (default auto)")
+    add("--no-graph", action="store_true",
+        help="on CUDA, launch every kernel by itself instead of replaying each iteration as one "
+             "recorded graph: slower, the same numbers, and errors name their line")
     add("--snapshot-every", type=not_negative, default=10, metavar="N",
         help="epochs between snapshots of the generator; the last is always kept (default 10)")
     add("--out", default=f"runs/{Path(SCRIPT).stem}", metavar="DIR",
@@ -969,7 +1119,8 @@ def add_run_options(parser):
 
 # fmt: on
 FREE = (  # flags that a resumed run may give anew
-    "data cache skip_corrupt epochs lr betas lr_decay device precision out resume snapshot_every"
+    "data cache skip_corrupt epochs lr betas lr_decay device precision no_graph out resume "
+    "snapshot_every"
 ).split()
 
 
@@ -1026,9 +1177,11 @@ def main(argv=None):
     checkpoint = find_run(args)
     if checkpoint:
         args = parse_args(argv, checkpoint["args"])
-    device, device_name, precision = pick_device(args.device, args.precision)
+    device, device_name, precision = pick_device(join_processes(args.device), args.precision)
     torch.set_flush_denormal(True)  # on a CPU a denormal costs a hundred times a normal number
-    images, _, _ = load_data(args.data, args.size, args.classes, args.cache, args.skip_corrupt)
+    data = args.data, args.size, args.classes, args.cache, args.skip_corrupt
+    with first_process_first():
+        images, _, _ = load_data(*data)
     images = place(images, args, device)
 
     torch.manual_seed(args.seed)
@@ -1037,8 +1190,8 @@ def main(argv=None):
     opts = []
     for net in (G, D):
         net.to(device, memory_format=torch.channels_last)
-        fused = device.type in ("cpu", "cuda")
-        opts.append(torch.optim.Adam(net.parameters(), args.lr, tuple(args.betas), fused=fused))
+        how = {"fused": device.type in ("cpu", "cuda"), "capturable": device.type == "cuda"}
+        opts.append(torch.optim.Adam(net.parameters(), args.lr, tuple(args.betas), **how))
     parts = {"G": G, "D": D, "opt_G": opts[0], "opt_D": opts[1]}
     if args.ema:
         parts["G_ema"] = copy.deepcopy(G).eval().requires_grad_(False)
@@ -1055,6 +1208,8 @@ def main(argv=None):
     finally:
         run.close()
     print(f"done in {run.elapsed():,.0f} s: look at {run.out / 'samples'}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1467,37 +1467,56 @@ def every_value():
     return torch.arange(256, dtype=torch.uint8).repeat(3).view(3, 1, 16, 16).expand(3, 3, 16, 16)
 
 
-def test_draw_maps_bytes_onto_minus_one_to_one():
-    x = dcgan.draw(every_value(), torch.tensor([0]), torch.device("cpu"))
+def test_bytes_are_mapped_onto_minus_one_to_one():
+    x = dcgan.to_input(every_value()[:1])
     assert x.dtype == torch.float32 and x.shape == (1, 3, 16, 16)
     assert x.min() == -1 and x.max() == 1
     expected = np.arange(256) / 127.5 - 1
     np.testing.assert_allclose(x[0, 0].flatten().numpy(), expected, atol=1e-6)
 
 
-def test_draw_and_sample_are_inverse():
+def test_input_and_sample_are_inverse():
     images = every_value()
-    x = dcgan.draw(images, torch.arange(3), torch.device("cpu"))
-    assert torch.equal(dcgan.sample(Echo(), x), images)
+    assert torch.equal(dcgan.sample(Echo(), dcgan.to_input(images)), images)
 
 
-def test_draw_takes_the_images_of_the_index_from_a_mapped_file(tmp_path, load):
+def test_batches_are_gathered_from_a_mapped_file(tmp_path, load):
     np.save(tmp_path / "set.npy", noise(10, 16, 16, 3))
     images, _, _ = load(tmp_path / "set.npy")
-    x = dcgan.draw(images, torch.tensor([7, 0, 7]), torch.device("cpu"))
-    assert torch.equal(((x + 1) * 127.5).round().to(torch.uint8), images[[7, 0, 7]])
+    order = torch.tensor([[[7, 0, 7]], [[1, 2, 3]]])
+    batches = list(dcgan.gather(images, order, torch.device("cpu")))
+    assert len(batches) == 2 and batches[0].shape == (1, 3, 3, 16, 16)
+    assert torch.equal(batches[0][0], images[[7, 0, 7]])
+    assert torch.equal(batches[1][0], images[[1, 2, 3]])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
+def test_a_thread_reads_ahead_what_is_not_on_the_device(n):
+    class Images:
+        device, seen = torch.device("cpu"), []
+
+        def __getitem__(self, index):
+            self.seen.append((threading.current_thread(), index.tolist()))
+            return torch.zeros(len(index), 3, 16, 16, dtype=torch.uint8)
+
+    images, order = Images(), torch.arange(2 * n).view(n, 2)
+    batches = dcgan.gather(images, order, torch.device("meta"))
+    assert next(batches).device.type == "meta"
+    assert len(list(batches)) == n - 1
+    assert [index for _, index in images.seen] == order.tolist()
+    assert threading.current_thread() not in [thread for thread, _ in images.seen]
 
 
 def test_hflip_mirrors_about_half_and_does_nothing_else():
     images = torch.from_numpy(noise(400, 3, 4, 4))
     torch.manual_seed(0)
-    plain = dcgan.draw(images, torch.arange(400), torch.device("cpu"))
-    x = dcgan.draw(images, torch.arange(400), torch.device("cpu"), hflip=True)
+    plain = dcgan.to_input(images)
+    x = dcgan.to_input(images, hflip=True)
     kept = (x == plain).flatten(1).all(1)
     mirrored = (x == plain.flip(3)).flatten(1).all(1)
     assert (kept ^ mirrored).all()
     assert 150 < mirrored.sum() < 250  # 5 standard deviations around 200
-    again = dcgan.draw(images, torch.arange(400), torch.device("cpu"), hflip=True)
+    again = dcgan.to_input(images, hflip=True)
     assert not torch.equal(x, again)  # drawn anew in every epoch
 
 
@@ -1505,7 +1524,7 @@ def test_hflip_mirrors_about_half_and_does_nothing_else():
 def test_only_hflip_uses_random_numbers(hflip):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    dcgan.draw(every_value(), torch.arange(3), torch.device("cpu"), hflip=hflip)
+    dcgan.to_input(every_value(), hflip=hflip)
     assert torch.equal(torch.get_rng_state(), before) != hflip
 
 

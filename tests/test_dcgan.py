@@ -671,3 +671,33 @@ def test_on_cuda_it_trains_resumes_and_saves_for_any_machine(folder):
     saved = load("runs/dcgan/checkpoint.pt")
     assert saved["epoch"] == 2 and saved["rng"].keys() == {"cpu", "cuda"}
     dcgan.main("--resume --epochs 3 --device cpu".split())
+
+
+# ---- Several processes --------------------------------------------------------------------------
+
+
+def torchrun(*flags, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    small = "--size 16 --g-width 2 --d-width 2 --z-dim 4 --batch-size 256 --device cpu".split()
+    command += [dcgan.__file__, *small, *map(str, flags)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+
+
+def test_two_processes_train_and_one_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = torchrun("--epochs", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch   2/2") == 1 and "2 x cpu" in done.stdout
+    assert json.loads(Path("runs/dcgan/args.json").read_text())["processes"] == 2
+    saved = load("runs/dcgan/checkpoint.pt")
+    assert (saved["epoch"], saved["step"]) == (2, 2 * (2048 // 256))
+    dcgan.main("--resume --epochs 3".split())
+    assert [row["step"] for row in load("runs/dcgan/checkpoint.pt")["log"]] == [8, 16, 24]
+
+
+def test_a_process_that_fails_ends_all_with_its_message(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = torchrun("--epochs", 1, "--batch-size", 255)
+    assert done.returncode != 0
+    assert "--batch-size 255: must be a multiple of the processes" in done.stderr

@@ -176,7 +176,7 @@ def test_n_critic_updates_per_generator_update_across_epochs_and_resumes(
     folder, monkeypatch, stops
 ):
     """7 epochs of 5 batches, 3 batches an iteration: 11 iterations and 2 batches not yet taken."""
-    sequence, seen, descend, draw = [], [], wgan.descend, wgan.draw
+    sequence, seen, descend, gather = [], [], wgan.descend, wgan.gather
 
     def note(opt, loss):
         sequence.append(
@@ -184,14 +184,14 @@ def test_n_critic_updates_per_generator_update_across_epochs_and_resumes(
         )
         descend(opt, loss)
 
-    def note_batch(images, index, *rest):
-        seen.append(tuple(index.tolist()))
-        return draw(images, index, *rest)
+    def note_batches(images, order, device):
+        seen.extend(tuple(index.tolist()) for index in order.flatten(0, 1))
+        return gather(images, order, device)
 
     critic_size = len(list(wgan.Critic(16, 4).parameters()))
     assert critic_size != len(list(wgan.Generator(16, 8, 4).parameters()))
     monkeypatch.setattr(wgan, "descend", note)
-    monkeypatch.setattr(wgan, "draw", note_batch)
+    monkeypatch.setattr(wgan, "gather", note_batches)
     for i, epochs in enumerate(stops):
         run("--n-critic", 3, "--epochs", epochs, *["--resume"] * (i > 0))
     assert sequence == (["critic"] * 3 + ["G"]) * 11

@@ -4,6 +4,10 @@ What wgan_gp.py shares with the other trainers is tested in test_dcgan.py and te
 """
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,3 +258,35 @@ def test_its_defaults_are_the_papers():
     assert (args.lr, args.betas, args.gp_weight, args.n_critic) == (1e-4, [0.0, 0.9], 10, 5)
     assert (args.epochs, args.batch_size, args.critic_norm) == (100, 64, "none")
     assert (args.g_width, args.d_width) == (128, 64)
+
+
+PROCESS = """
+import sys, torch, torch.distributed as dist, wgan_gp
+if "LOCAL_RANK" in __import__("os").environ:
+    dist.init_process_group("gloo")
+rank, world = wgan_gp.world_of()
+torch.manual_seed(0)
+critic = wgan_gp.Critic(16, 4).double()
+real, fake = torch.rand(2, 8, 3, 16, 16).double()
+eps = torch.rand(8, 1, 1, 1).double()
+share = slice(rank * 8 // world, (rank + 1) * 8 // world)
+torch.rand = lambda *_, **__: eps[share]
+penalty, _ = wgan_gp.gradient_penalty(critic, real[share], fake[share])
+loss = wgan_gp.critic_loss(critic(real[share]), critic(fake[share])) + 10 * penalty
+wgan_gp.descend(torch.optim.SGD(critic.parameters(), 0.0), loss)
+if rank == 0:
+    torch.save([p.grad for p in critic.parameters()], sys.argv[1])
+"""
+
+
+def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path):
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(wgan_gp.__file__).parent)}
+    several = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    found = []
+    for how, name in (([sys.executable], "one"), (several, "two")):
+        subprocess.run([*how, script, tmp_path / name], env=env, check=True, timeout=300)
+        found.append(torch.load(tmp_path / name, weights_only=True))
+    for one, two in zip(*found):
+        assert (one - two).abs().max() <= 1e-6 * one.abs().max() and one.abs().max() > 0

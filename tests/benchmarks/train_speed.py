@@ -167,7 +167,7 @@ def shipped(script, images, device, batch_size, precision="auto", channels_last=
     order = orders()
 
     def step():
-        reals = [module.draw(images, index, device) for index in next(order)]
+        reals = [module.to_input(images[index]) for index in next(order)]
         descend = module.descend
         if without == "inputs":  # gradients of all parameters, as .backward() alone computes them
             module.descend = backward_all(opts)
