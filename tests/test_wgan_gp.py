@@ -288,5 +288,5 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path):
     for how, name in (([sys.executable], "one"), (several, "two")):
         subprocess.run([*how, script, tmp_path / name], env=env, check=True, timeout=300)
         found.append(torch.load(tmp_path / name, weights_only=True))
-    for one, two in zip(*found):
-        assert (one - two).abs().max() <= 1e-6 * one.abs().max() and one.abs().max() > 0
+    one, two = (torch.cat([gradient.flatten() for gradient in each]) for each in found)
+    assert (one - two).abs().max() <= 1e-6 * one.abs().max() and one.abs().max() > 0.1
