@@ -395,7 +395,7 @@ def neighbours(x, data, k):
         squares = (x**2).sum(1, keepdim=True) + (y**2).sum(1) - 2 * x @ y.T
         best = torch.cat([best, squares], 1)
         index = torch.cat([index, torch.arange(start, start + len(y)).expand(len(x), -1)], 1)
-        best, order = best.sort(1, stable=True)
+        best, order = best.sort(dim=1, stable=True)
         best, index = best[:, :k], index.gather(1, order)[:, :k]
     return (best.clamp_min(0) / x.shape[1]).sqrt(), index
 
@@ -936,9 +936,9 @@ def build_parser():
     add("--basis", choices=("sefa", "axes"), default="sefa",
         help="directions: sefa, the principal ones of the first layer's response, or axes, the "
              "first entries of z (default sefa)")
-    add("--span", type=above_zero, default=6.0, metavar="X",
+    add("--span", type=above_zero, default=4.0, metavar="X",
         help="how far --traverse goes to either side, in standard deviations of the latent "
-             "(default 6)")
+             "(default 4)")
     add("--k", type=positive, default=7, metavar="N",
         help="neighbours of --nearest beside each sample (default 7)")
     add("--cache", default="data", metavar="DIR",
