@@ -65,6 +65,7 @@ import warnings
 import zipfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -251,8 +252,54 @@ def draw(images, index, device, hflip=False):
 
 def low_precision(net, device):
     """Run net's forward in bfloat16 where autocast deems it safe; outputs come back in float32."""
+    if device.type == "cpu":
+        as_products(net)
     forward = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)(net.forward)
     net.forward = lambda *inputs: forward(*inputs).float()
+
+
+def as_products(net):
+    """Compute as matrix products what oneDNN is slow at in bfloat16: the layers to and from a
+    single pixel, and the gradient of a doubling layer's weights. Values stay the same."""
+
+    def project(z, layer):  # (B, C, 1, 1) -> (B, C', b, b)
+        weight = layer.weight.permute(0, 2, 3, 1)
+        x = (z.flatten(1) @ weight.flatten(1)).unflatten(1, weight.shape[1:]).permute(0, 3, 1, 2)
+        return x if layer.bias is None else x + layer.bias[:, None, None]
+
+    def gather(x, layer):  # (B, C, b, b) -> (B, C', 1, 1)
+        x, weight = (t.permute(0, 2, 3, 1).flatten(1) for t in (x, layer.weight))
+        return F.linear(x, weight, layer.bias)[:, :, None, None]
+
+    def double(x, layer):  # (B, C, h, h) -> (B, C', 2h, 2h)
+        x = Doubling.apply(x, layer.weight)
+        return x if layer.bias is None else x + layer.bias[:, None, None]
+
+    for layer in net.modules():
+        if isinstance(layer, nn.ConvTranspose2d):
+            layer.forward = partial(double if layer.stride == (2, 2) else project, layer=layer)
+        elif isinstance(layer, nn.Conv2d) and layer.stride == (1, 1):
+            layer.forward = partial(gather, layer=layer)
+
+
+class Doubling(torch.autograd.Function):
+    """conv_transpose2d(x, weight, stride=2, padding=1) with a kernel of 4, under autocast."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return F.conv_transpose2d(x, weight, None, 2, 1)
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        dx = F.conv2d(dy, weight, None, 2, 1) if ctx.needs_input_grad[0] else None
+        windows = F.pad(dy.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).unfold(1, 4, 2).unfold(2, 4, 2)
+        windows = windows.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 2)  # (B h h, 4 4 C')
+        dw = x.permute(0, 2, 3, 1).flatten(0, 2).t() @ windows
+        return dx, dw.unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)
 
 
 def average_weights(G_ema, G, opt_G, decay, updates):

@@ -308,6 +308,34 @@ def test_sampling_neither_mixes_images_nor_touches_the_run():
     assert (images.double() - by_hand).abs().max() <= 1
 
 
+@pytest.mark.parametrize("size, norm", [(32, "batch"), (28, "none")])
+def test_matrix_products_have_the_values_and_gradients_of_the_convolutions(size, norm):
+    torch.manual_seed(0)
+    plain = dcgan.Generator(size, 10, 8, norm), dcgan.Discriminator(size, 8, norm)
+    as_products = copy.deepcopy(plain)
+    for net, other in zip(plain, as_products):
+        net.double()
+        dcgan.as_products(other.to(torch.float64, memory_format=torch.channels_last))
+    z = torch.randn(6, 10, dtype=torch.float64)
+    fakes, logits = [], []
+    for G, D in (plain, as_products):
+        fakes.append(G(z))
+        logits.append(D(fakes[-1]))
+        (logits[-1].exp().mean() + fakes[-1].square().sum()).backward()
+    torch.testing.assert_close(*fakes)
+    torch.testing.assert_close(*logits)
+    for net, other in zip(plain, as_products):
+        for ours, theirs in zip(other.parameters(), net.parameters()):
+            torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_doubling_layer_passes_gradcheck():
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 3, 4, 4).double(), torch.randn(3, 2, 4, 4).double()
+    inputs = x.requires_grad_(), weight.requires_grad_()
+    assert torch.autograd.gradcheck(dcgan.Doubling.apply, inputs)
+
+
 def test_bfloat16_runs_the_network_and_gives_float32_back():
     G, D = two_nets(torch.float32)
     average = copy.deepcopy(G)
