@@ -14,7 +14,8 @@ directions mean something, shows what G has learned:
                  the leading eigenvectors of A'A                 Shen and Zhou (arXiv 2007.06600)
 
 Latents have names: z_k is torch.randn under seed k on the CPU, so seed k is the same image on every
-device, in every batch, and in cell k of a trainer's sample grids.
+device, in every batch and in cell k of a trainer's sample grids, but for a rare pixel one level off
+where float32 sums were rounded in another order.
 
 Usage
     python interpolate.py runs/dcgan/checkpoint.pt                    a row per pair of seeds
@@ -202,7 +203,7 @@ def parse_arithmetic(text):
 
 def evaluate(node, latent):
     """The latent that a tree stands for, with latent(seed) for each seed."""
-    fault = "a seed, + - and (a, b) for a mean are understood, and 0.5 * a"
+    fault = "not understood"
     match node:
         case ast.Constant(value=int(seed)) if type(seed) is int:
             if seed < 2**63:
@@ -343,17 +344,22 @@ def write_folder(folder, seeds, draw, batch_size, made_by):
 
     todo = [seed for seed in seeds if name(seed) not in there]
     bar, pending = progress(len(seeds), "image", len(seeds) - len(todo)), []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(todo), batch_size):
-            part = todo[start : start + batch_size]
-            images = draw(part)  # while the threads still write the images before these
-            for written in pending:
-                written.result()
-            pending = [pool.submit(save, seed, image) for seed, image in zip(part, images)]
-            bar.update(len(part))
-    for written in pending:
-        written.result()
-    bar.close()
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(todo), batch_size):
+                part = todo[start : start + batch_size]
+                images = draw(part)  # while the threads still write the images before these
+                for written in pending:
+                    written.result()
+                pending = [pool.submit(save, seed, image) for seed, image in zip(part, images)]
+                bar.update(len(part))
+        for written in pending:
+            written.result()
+    except KeyboardInterrupt:
+        print(f"\nstopped; what is in {folder} is whole, and the same command goes on")
+        raise
+    finally:
+        bar.close()
     return f"{len(seeds):,} images" + f" ({len(seeds) - len(todo):,} were there)" * bool(there)
 
 
@@ -430,22 +436,24 @@ def load_generator(path, raw=False, code=None):
     It maps latents (B, z_dim) to images (B, 1 or 3, H, W) in [-1, 1]. `code` is FILE.py:CLASS of
     one whose tensors' shapes do not tell the network.
     """
-    state, shape, words = read_weights(path), {}, "state dict"
-    if {"format", "script"} <= state.keys():
-        if state["format"] > FORMAT:
-            raise SystemExit(f"{path}: format {state['format']}, newer than this script can read")
-        key = "G" if raw or "G_ema" not in state else "G_ema"
-        if key not in state:
-            raise SystemExit(f"{path}: holds the averaged weights alone; leave --raw out")
-        words = f"{state['script']}, epoch {state['epoch']}, {'raw' if key == 'G' else 'averaged'}"
-        state, shape = state[key], state["generator"]
-    state = {str(name).removeprefix("module."): value for name, value in state.items()}
-    advice = "" if code else "; --generator FILE.py:CLASS names the class of another generator"
+    state, shape, words = read_weights(path), {}, "a state dict"
     try:
+        if {"format", "script"} <= state.keys():
+            if state["format"] > FORMAT:
+                newer = f"format {state['format']}, newer than this script can read"
+                raise SystemExit(f"{path}: {newer}")
+            key = "G" if raw or "G_ema" not in state else "G_ema"
+            if key not in state:
+                raise SystemExit(f"{path}: holds the averaged weights alone; leave --raw out")
+            kind = "raw" if key == "G" else "averaged"
+            words = f"{state['script']}, epoch {state['epoch']}, {kind} weights"
+            state, shape = state[key], state["generator"]
+        state = {str(name).removeprefix("module."): value for name, value in state.items()}
         G = import_class(code)(**shape) if code else from_shapes(state)
         G.load_state_dict(state)
         z_dim, _ = first_layer(G)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        advice = "" if code else "; --generator FILE.py:CLASS names another class"
         what = code or "a DCGAN generator in the layout of pytorch/examples"
         raise SystemExit(f"{path}: does not fit {what} ({first_line(error)}){advice}")
     G.eval().requires_grad_(False)
@@ -508,7 +516,7 @@ def import_class(code):
     argv, sys.argv = sys.argv, [file]
     sys.path.insert(0, str(Path(file).resolve().parent))  # for what lies beside it
     try:
-        spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+        spec = importlib.util.spec_from_file_location("foreign_generator", file)
         sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return getattr(module, name)
@@ -1013,8 +1021,9 @@ def expression(text):
     try:
         parse_arithmetic(text)
     except SyntaxError as error:
-        column = max(error.offset or 1, 1) - 1
-        raise argparse.ArgumentTypeError(f"{error.msg}\n    {text}\n    {' ' * column}^")
+        column = error.offset if error.offset and error.offset <= len(text) else len(text) + 1
+        fault = f"{error.msg} (seeds are, + and -, (a, b) for a mean, 0.5*a, and parentheses)"
+        raise argparse.ArgumentTypeError(f"{fault}\n    {text}\n    {'^':>{column}}")
     return text
 
 
