@@ -457,16 +457,17 @@ def load_generator(path, raw=False, code=None):
         what = code or "a DCGAN generator in the layout of pytorch/examples"
         raise SystemExit(f"{path}: does not fit {what} ({first_line(error)}){advice}")
     G.eval().requires_grad_(False)
+    reasons = []
     for net in (G, nn.Sequential(nn.Unflatten(1, (z_dim, 1, 1)), G)):
         try:
-            images = net(torch.zeros(2, z_dim))
+            shape = tuple(net(torch.zeros(2, z_dim)).shape)
         except Exception as error:  # of a class of any kind
-            reason = error
+            reasons.append(first_line(error))
             continue
-        if isinstance(images, torch.Tensor) and images.ndim == 4 and images.shape[1] in (1, 3):
+        if len(shape) == 4 and shape[0] == 2 and shape[1] in (1, 3):
             return net, words
-        reason = "it gives no images (B, 1 or 3, H, W)"
-    raise SystemExit(f"{path}: no images come of latents (B, {z_dim}) ({first_line(reason)})")
+        reasons.append(f"of two latents it makes {shape}")
+    raise SystemExit(f"{path}: makes no images (B, 1 or 3, H, W) ({'; '.join(reasons)})")
 
 
 def read_weights(path):

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -562,11 +563,13 @@ def test_a_generator_that_knows_its_set_by_heart_is_found_out(G, capsys):
     pixels[33] = images_of(G, dcgan.latents([4, 5], 8))[1]
     np.save("data.npy", pixels)
     run("--nearest", "data.npy", "--seeds", "4,5", "--k", 2, "--cache", "cache")
-    said = capsys.readouterr().out
-    assert "samples " in said and "images of data.npy to one another " in said
-    page, twin = read("nearest.png"), large(pixels[33], 8)
-    top, left = find(page, twin)
-    assert left == 4 and (page[top : top + 128, 136:264] == twin).all()
+    said = re.search(
+        r"samples (.+), images of data.npy to one another (.+)\n", capsys.readouterr().out
+    )
+    assert float(said[1]) < 40 and 60 < float(said[2]) < 80  # one of two samples is known
+    row, twin = read("nearest.png")[-132:], large(pixels[33], 8)
+    assert (row[:128, 4:132] == twin).all() and (row[:128, 136:264] == twin).all()
+    assert not (row[:128, 268:396] == twin).all()
 
 
 # ---- Generators ---------------------------------------------------------------------------------
@@ -642,7 +645,7 @@ def examples_generator(nz=100, ngf=64, nc=3):
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("shape", [{}, {"nz": 7, "ngf": 3}, {"nz": 7, "ngf": 3, "nc": 1}])
+@pytest.mark.parametrize("shape", [{}, {"nz": 7, "ngf": 5}, {"nz": 7, "ngf": 5, "nc": 1}])
 def test_a_state_dict_of_pytorch_examples_gives_its_own_pixels(tmp_path, capsys, prefix, shape):
     torch.manual_seed(0)
     G, path = examples_generator(**shape), tmp_path / "netG_epoch_24.pth"
@@ -709,7 +712,7 @@ def test_any_class_of_a_file(G, capsys):
     assert (np.load("own.npz")["images"] == images_of(G, dcgan.latents(range(4), 8))).all()
     for name, words in (
         ("None", "AttributeError"),
-        ("Flat", "it gives no images"),
+        ("Flat", "of two latents it makes (2, 600)"),
         ("Picky", "does not fit other.py:Picky"),
     ):
         assert words in refusal("--generator", f"other.py:{name}", checkpoint="other.pt")
@@ -733,7 +736,7 @@ def test_any_class_of_a_file(G, capsys):
         ("--seeds ²,3", "is not like 3,17,42 or 0-5"),
         ("--seeds 3,9999999999999999999", "is no seed"),
         ("--grid 3,17", "a plane takes three seeds, '3,17' has 2"),
-        ("--traverse -1", "--traverse: expected one argument"),
+        ("--traverse -1", "'-1' is no seed: a whole number, 0 or more"),
         ("--traverse 1.5", "'1.5' is no seed: a whole number, 0 or more"),
         ("--samples 0", "--samples: 0 is less than 1"),
         ("--samples 9 --grid 1,2,3", "not allowed with argument"),
@@ -820,7 +823,7 @@ def test_a_full_disk_leaves_nothing_half_written(G, out):
     flags = ["--samples", "9"] if out != "walk.gif" else ["--seeds", "1,2"]
     code = (
         "import resource, sys, interpolate;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600));"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400));"
         "interpolate.main(sys.argv[1:])"
     )
     env = os.environ | {"PYTHONPATH": str(SCRIPT.parent), "PYTHONDONTWRITEBYTECODE": "1"}
