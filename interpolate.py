@@ -336,7 +336,8 @@ def write_folder(folder, seeds, draw, batch_size, made_by):
         raise SystemExit(f"--out {folder}: cannot be read ({first_line(error)})")
     others = there - {name(seed) for seed in seeds}
     if (known != made_by and there) or any(map(is_image, others)):
-        raise SystemExit(f"--out {folder}: holds other files than these samples; name another")
+        what = f"other files than samples of this generator, or more than {len(seeds):,}"
+        raise SystemExit(f"--out {folder}: holds {what}; name another folder")
     write_file(vouch, lambda file: file.write(json.dumps(made_by, indent=2).encode()))
 
     def save(seed, image):
@@ -406,23 +407,29 @@ def neighbours(x, data, k):
     return (best.clamp_min(0) / x.shape[1]).sqrt(), index
 
 
-def nearest(images, seeds, args):
-    """The rows and labels of each image and its args.k neighbours in the data args.nearest."""
+def nearest(images, args):
+    """The rows and labels of each image beside its args.k neighbours in the data args.nearest.
+
+    Says how near the samples are, and as a measure of that how near some of the data's own images
+    are to the others: a generator that has learned its set by heart is far below it.
+    """
     try:
         data, _, _ = load_data(args.nearest, images.shape[-1], None, args.cache, args.skip_corrupt)
     except SystemExit as error:
         raise SystemExit(str(error).replace("--data ", "--nearest ", 1))
-    distances, index = neighbours(images, data, args.k)
-    some = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: len(images)]
-    among, _ = neighbours(data[some], data, 2)  # the nearest to a training image is itself
-    print("root mean square distance to the nearest image, in levels of 255, medians:")
-    print(
-        f"    samples {distances[:, 0].median():.1f}, images of {args.nearest} to one another "
-        f"{among[:, -1].median():.1f}"
-    )
-    rows = [[image, *data[row]] for image, row in zip(images, index)]
-    labels = [[f"{x:.1f}" for x in row] for row in distances.tolist()]
-    return rows, [[f"seed {seed}", *row] for seed, row in zip(seeds, labels)]
+    spaces = {"pixels": lambda images: images}
+    some = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:100]
+    rows, labels = [[image] for image in images], [[f"seed {seed}"] for seed in args.seeds]
+    for space, points in spaces.items():
+        x, y = points(images), points(data)
+        distances, index = neighbours(x, y, args.k)
+        among = neighbours(y[some], y, 2)[0][:, -1]  # the first is the image itself
+        print(f"{space}: root mean square distance to the nearest image of {args.nearest}, median")
+        print(f"    samples {distances[:, 0].median():.1f}, its own images {among.median():.1f}")
+        for row, texts, found, values in zip(rows, labels, index, distances.tolist()):
+            row += data[found]
+            texts += [f"{space} {values[0]:.1f}", *(f"{value:.1f}" for value in values[1:])]
+    return rows, labels
 
 
 # ---- Generators ----------------------------------------------------------------------------------
@@ -1072,7 +1079,7 @@ def main(argv=None):
             return print(f"{args.out}: {args.samples:,} images")
         rows = draw_seeds(seeds).split(math.ceil(math.sqrt(args.samples)))
     elif args.kind == "nearest":
-        rows, labels = nearest(draw_seeds(args.seeds), args.seeds, args)
+        rows, labels = nearest(draw_seeds(args.seeds), args)
     elif args.kind == "arithmetic":
         rows, labels, z = arithmetic(args.arithmetic, lambda s: latents([s], z_dim)[0], draw)
         print(f"the result is {z.norm():.1f} long, a draw of N(0, I) about {math.sqrt(z_dim):.1f}")
