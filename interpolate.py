@@ -413,8 +413,11 @@ def nearest(images, args):
     Says how near the samples are, and as a measure of that how near some of the data's own images
     are to the others: a generator that has learned its set by heart is far below it.
     """
+    H, W = images.shape[2:]
+    if H != W:
+        raise SystemExit(f"--nearest {args.nearest}: takes square images; these are {W}x{H}")
     try:
-        data, _, _ = load_data(args.nearest, images.shape[-1], None, args.cache, args.skip_corrupt)
+        data, _, _ = load_data(args.nearest, W, None, args.cache, args.skip_corrupt)
     except SystemExit as error:
         raise SystemExit(str(error).replace("--data ", "--nearest ", 1))
     spaces = {"pixels": lambda images: images}
@@ -965,13 +968,15 @@ def build_parser():
 
 
 # fmt: on
+
+
 def parse_args(argv=None):
     """The checked flags; `kind` is a key of USES, and what was not given is filled in."""
     parser = build_parser()
     args = parser.parse_args(argv)
     kinds = [kind for kind in USES if getattr(args, kind, None) is not None]
     args.kind = kinds[0] if kinds else "walk"
-    for name in set().union(*USES.values()) - USES[args.kind]:
+    for name in sorted(set().union(*USES.values()) - USES[args.kind]):
         if getattr(args, name) != parser.get_default(name):
             flag = "--" + name.replace("_", "-")
             parser.error(f"{flag} has no effect on " + (f"--{kinds[0]}" if kinds else "ways"))

@@ -705,7 +705,10 @@ def test_any_class_of_a_file(G, capsys):
         assert "running the code of other.py" in capsys.readouterr().out
         images = np.load("s.npz")["images"]
         assert (images == images_of(nn.Identity(), expected)).all()
-    run("--generator", "other.py:Net", checkpoint="other.pt")  # 20 x 10: a sheet of tall images
+    run("--generator", "other.py:Net", checkpoint="other.pt")
+    assert read("walk.png").shape[:2] == (4 + 5 * (4 + 17 + 120), 4 + 9 * (4 + 60))
+    narrow = ["--generator", "other.py:Net", "--nearest", "sprites"]
+    assert "takes square images; these are 10x20" in refusal(*narrow, checkpoint="other.pt")
     run("--generator", f"{Path(dcgan.__file__)}:Generator", "--samples", 4, "--out", "own.npz")
     assert (np.load("own.npz")["images"] == images_of(G, dcgan.latents(range(4), 8))).all()
     for name, words in (
