@@ -763,12 +763,12 @@ def open_source(data, size, cache):
             return array_source([str(path.resolve()), stamp], pixels, labels, [*map(str, names)])
     except FileNotFoundError:
         known = ", ".join(("sprites", *DOWNLOADS))
-        raise SystemExit(f"--data {data}: no such file or folder, and none of {known}")
+        raise SystemExit(f"{data}: no such file or folder, and none of {known}")
     except KeyError:
         raise SystemExit(f"{data}: has no array named images (uint8, N x H x W x 3)")
     except Exception as error:  # numpy and zipfile raise nearly anything on a damaged file
         raise SystemExit(f"{data}: cannot be read ({first_line(error)})")
-    raise SystemExit(f"--data {data}: neither a folder nor a .zip, .npy or .npz")
+    raise SystemExit(f"{data}: neither a folder nor a .zip, .npy or .npz")
 
 
 def stop(error):
@@ -828,7 +828,7 @@ def download(data, root):
     except Exception as error:  # lmdb, gdown and http.client have errors of their own
         wanted = "".join(f"\n    {root / file}" for file in files)
         reason = f"cannot be had ({first_line(error)})"
-        raise SystemExit(f"--data {data}: {reason}. Put there yourself, and run again:{wanted}")
+        raise SystemExit(f"{data}: {reason}. Put there yourself, and run again:{wanted}")
     return Source([data], range(len(found)), labels, names, lambda i: found[i][0])
 
 
