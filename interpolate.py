@@ -27,6 +27,7 @@ Usage
     python interpolate.py CHECKPOINT --samples 50000 --out fake/      single PNGs, resumable
     python interpolate.py CHECKPOINT --samples 50000 --out fake.npz   or one array
     python interpolate.py CHECKPOINT --nearest cifar10                has it learned by heart?
+    python interpolate.py CHECKPOINT --nearest cifar10 --weights pt_inception.pth
 
 CHECKPOINT is
     a checkpoint.pt or a snapshot of dcgan.py, wgan.py or wgan_gp.py: the averaged generator, or
@@ -67,6 +68,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 from torch import nn
@@ -407,8 +409,9 @@ def neighbours(x, data, k):
     return (best.clamp_min(0) / x.shape[1]).sqrt(), index
 
 
-def nearest(images, args):
-    """The rows and labels of each image beside its args.k neighbours in the data args.nearest.
+def nearest(images, args, device):
+    """The rows and labels of each image beside its args.k neighbours in the data args.nearest:
+    the nearest in pixels and, with args.weights, those in the features of the Inception network.
 
     Says how near the samples are, and as a measure of that how near some of the data's own images
     are to the others: a generator that has learned its set by heart is far below it.
@@ -416,11 +419,12 @@ def nearest(images, args):
     H, W = images.shape[2:]
     if H != W:
         raise SystemExit(f"--nearest {args.nearest}: takes square images; these are {W}x{H}")
-    try:
-        data, _, _ = load_data(args.nearest, W, None, args.cache, args.skip_corrupt)
-    except SystemExit as error:
-        raise SystemExit(str(error).replace("--data ", "--nearest ", 1))
     spaces = {"pixels": lambda images: images}
+    if args.weights:
+        net = open_inception(args.weights, device)
+        print(f"{args.weights}: features of width {net.dims}")
+        spaces["features"] = lambda images: inception_features(net, images)
+    data, _, _ = load_data(args.nearest, W, None, args.cache, args.skip_corrupt)
     some = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:100]
     rows, labels = [[image] for image in images], [[f"seed {seed}"] for seed in args.seeds]
     for space, points in spaces.items():
@@ -428,11 +432,34 @@ def nearest(images, args):
         distances, index = neighbours(x, y, args.k)
         among = neighbours(y[some], y, 2)[0][:, -1]  # the first is the image itself
         print(f"{space}: root mean square distance to the nearest image of {args.nearest}, median")
-        print(f"    samples {distances[:, 0].median():.1f}, its own images {among.median():.1f}")
+        print(f"    samples {distances[:, 0].median():.3g}, its own images {among.median():.3g}")
         for row, texts, found, values in zip(rows, labels, index, distances.tolist()):
             row += data[found]
-            texts += [f"{space} {values[0]:.1f}", *(f"{value:.1f}" for value in values[1:])]
+            texts += [f"{space} {values[0]:.3g}", *(f"{value:.3g}" for value in values[1:])]
     return rows, labels
+
+
+def open_inception(path, device):
+    """The Inception network of a file of weights, with the widest features that the file holds."""
+    weights = read_weights(path)
+    for dims in (2048, 768):
+        try:
+            return Inception(weights, dims, device=device)
+        except ValueError as error:
+            reason = error
+    raise SystemExit(
+        f"--weights {path}: not the Inception network in pytorch-fid's names ({reason})"
+    )
+
+
+def inception_features(net, images):
+    """Features (N, net.dims) of uint8 images (N, 3, H, W), float32 on the CPU."""
+    bar, rows = progress(len(images), "image"), []
+    for part in images.split(32):
+        rows.append(net(part)[0].cpu())
+        bar.update(len(part))
+    bar.close()
+    return torch.cat(rows)
 
 
 # ---- Generators ----------------------------------------------------------------------------------
@@ -596,6 +623,135 @@ def write_file(path, write):
             partial.unlink()
 
 
+# ---- Inception (same in fid.py) ------------------------------------------------------------------
+
+LAST = {64: "Conv2d_2b_3x3", 192: "Conv2d_4a_3x3", 768: "Mixed_6e", 2048: "Mixed_7c"}  # of a width
+STRIDE_2 = (
+    "Conv2d_1a_3x3 Mixed_6a.branch3x3 Mixed_6a.branch3x3dbl_3 Mixed_7a.branch3x3_2 "
+    "Mixed_7a.branch7x7x3_4"
+).split()
+UNPADDED = [*STRIDE_2, "Conv2d_2a_3x3", "Conv2d_4a_3x3"]
+HEADS = {  # the 1x1 convolutions that read a block's input
+    "Mixed_5": ("branch1x1", "branch5x5_1", "branch3x3dbl_1", "branch_pool"),
+    "Mixed_6": ("branch1x1", "branch7x7_1", "branch7x7dbl_1", "branch_pool"),
+    "Mixed_7": ("branch1x1", "branch3x3_1", "branch3x3dbl_1", "branch_pool"),
+}
+
+
+class Inception:
+    """Images uint8 (B, 3, H, W) -> features (B, dims) and logits (B, 1008) or None, float32.
+
+    The network of Szegedy et al. (2015, arXiv 1512.00567) as released for TensorFlow on 2015-12-05,
+    whose average pooling does not count its padding and whose last block has max pooling. `weights`
+    is a state dict in pytorch-fid's names; what lies beyond `dims` may be missing. Features are the
+    means of the map after LAST[dims] (pooled, for 64 and 192); logits are without their bias, as in
+    the Inception score's own code. ValueError says how the weights are those of another network.
+    """
+
+    def __init__(self, weights, dims=2048, logits=False, device="cpu", dtype=torch.float32):
+        with torch.device("meta"):  # torchvision's layers have the same names and shapes
+            known = torchvision.models.inception_v3(
+                weights=None, num_classes=1008, aux_logits=False, init_weights=False
+            ).state_dict()
+        names = [key.removesuffix(".conv.weight") for key in known if key.endswith(".conv.weight")]
+        last = LAST[2048 if logits else dims]
+        names = names[: 1 + max(i for i, name in enumerate(names) if name.startswith(last))]
+        keys = "conv.weight bn.weight bn.bias bn.running_mean bn.running_var".split()
+        for key in [f"{name}.{key}" for name in names for key in keys] + ["fc.weight"] * logits:
+            shape = getattr(weights.get(key), "shape", None)
+            if shape != known[key].shape:
+                shape = f"is {tuple(shape)}" if shape else "is missing"
+                raise ValueError(f"{key} {shape}, not {tuple(known[key].shape)}")
+
+        self.dims, self.device, self.dtype, self.convs = dims, torch.device(device), dtype, {}
+        for name in names:  # fold batch norm, whose eps is 1e-3, into the convolution before it
+            weight, scale, shift, mean, var = (weights[f"{name}.{key}"].double() for key in keys)
+            scale = scale / (var + 1e-3).sqrt()
+            self.convs[name] = weight * scale[:, None, None, None], shift - mean * scale
+        blocks = {name.split(".")[0] for name in names if "." in name} - {"Mixed_6a", "Mixed_7a"}
+        for block in blocks:  # make one convolution of those that read the block's input
+            heads = [self.convs[f"{block}.{head}"] for head in HEADS[block[:-1]]]
+            heads = heads[:3] if block == "Mixed_7c" else heads
+            self.convs[f"{block}.heads"] = tuple(map(torch.cat, zip(*heads)))
+        for name, (weight, bias) in self.convs.items():
+            weight = weight.to(device, dtype, memory_format=torch.channels_last)
+            self.convs[name] = weight, bias.to(device, dtype)
+        self.fc = weights["fc.weight"].to(device, torch.float32) if logits else None
+
+    @torch.no_grad()
+    def __call__(self, images):
+        x = images.to(self.device).float() / 255
+        x = F.interpolate(x, (299, 299), mode="bilinear", align_corners=False)
+        x = (2 * x - 1).to(self.dtype, memory_format=torch.channels_last)
+        features = None
+        for dims, block in self.blocks():
+            x = block(x)
+            if dims == self.dims:
+                features = x.mean((2, 3), dtype=torch.float32)
+        logits = None if self.fc is None else x.mean((2, 3), dtype=torch.float32) @ self.fc.T
+        return features, logits
+
+    def blocks(self):
+        """(width of the features after it, function) of each stage that is needed."""
+        stages = [(64, self.stem), (192, self.stem_2), (768, self.mixed), (2048, self.mixed_7)]
+        return stages[: 4 if self.fc is not None else 1 + list(LAST).index(self.dims)]
+
+    def stem(self, x):  # (B, 3, 299, 299) -> (B, 64, 73, 73)
+        return F.max_pool2d(self.chain(x, "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"), 3, 2)
+
+    def stem_2(self, x):  # -> (B, 192, 35, 35)
+        return F.max_pool2d(self.chain(x, "Conv2d_3b_1x1", "Conv2d_4a_3x3"), 3, 2)
+
+    def mixed(self, x):  # -> (B, 288, 35, 35) -> (B, 768, 17, 17)
+        for m in ("Mixed_5b.", "Mixed_5c.", "Mixed_5d."):
+            a, b, c, pool = self.heads(x, m)
+            b = self.chain(b, m + "branch5x5_2")
+            c = self.chain(c, m + "branch3x3dbl_2", m + "branch3x3dbl_3")
+            x = torch.cat([a, b, c, pool], 1)
+        m = "Mixed_6a."
+        b = self.chain(x, m + "branch3x3")
+        c = self.chain(x, *(f"{m}branch3x3dbl_{i}" for i in (1, 2, 3)))
+        x = torch.cat([b, c, F.max_pool2d(x, 3, 2)], 1)
+        for m in ("Mixed_6b.", "Mixed_6c.", "Mixed_6d.", "Mixed_6e."):
+            a, b, c, pool = self.heads(x, m)
+            b = self.chain(b, m + "branch7x7_2", m + "branch7x7_3")
+            c = self.chain(c, *(f"{m}branch7x7dbl_{i}" for i in (2, 3, 4, 5)))
+            x = torch.cat([a, b, c, pool], 1)
+        return x
+
+    def mixed_7(self, x):  # -> (B, 1280, 8, 8) -> (B, 2048, 8, 8)
+        m = "Mixed_7a."
+        b = self.chain(x, m + "branch3x3_1", m + "branch3x3_2")
+        c = self.chain(x, *(f"{m}branch7x7x3_{i}" for i in (1, 2, 3, 4)))
+        x = torch.cat([b, c, F.max_pool2d(x, 3, 2)], 1)
+        for m in ("Mixed_7b.", "Mixed_7c."):
+            a, b, c, *pool = self.heads(x, m)
+            c = self.chain(c, m + "branch3x3dbl_2")
+            ends = [(b, "branch3x3_2a"), (b, "branch3x3_2b")]
+            ends += [(c, "branch3x3dbl_3a"), (c, "branch3x3dbl_3b")]
+            ends = [self.chain(y, m + name) for y, name in ends]
+            pool = pool or [self.chain(F.max_pool2d(x, 3, 1, 1), m + "branch_pool")]
+            x = torch.cat([a, *ends, *pool], 1)
+        return x
+
+    def heads(self, x, m):
+        """What the block's 1x1 convolutions make of x; the average pool comes after its own."""
+        names = HEADS[m[:-2]][: 3 if m == "Mixed_7c." else 4]
+        parts = F.conv2d(x, *self.convs[m + "heads"])
+        parts = list(parts.split([len(self.convs[m + name][1]) for name in names], 1))
+        if len(parts) == 4:  # both are linear, and this order pools fewer channels
+            parts[3] = F.avg_pool2d(parts[3], 3, 1, 1, count_include_pad=False)
+        return [part.relu() for part in parts]
+
+    def chain(self, x, *names):
+        """Convolutions with batch norm and ReLU, one after the other."""
+        for name in names:
+            weight, bias = self.convs[name]
+            padding = [0 if name in UNPADDED else k // 2 for k in weight.shape[2:]]
+            x = F.conv2d(x, weight, bias, 1 + (name in STRIDE_2), padding).relu_()
+        return x
+
+
 # ---- Data (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------------
 # One function to call: images, labels, names = load_data(data, size).
 
@@ -744,12 +900,12 @@ def open_source(data, size, cache):
             return array_source([str(path.resolve()), stamp], pixels, labels, [*map(str, names)])
     except FileNotFoundError:
         known = ", ".join(("sprites", *DOWNLOADS))
-        raise SystemExit(f"--data {data}: no such file or folder, and none of {known}")
+        raise SystemExit(f"{data}: no such file or folder, and none of {known}")
     except KeyError:
         raise SystemExit(f"{data}: has no array named images (uint8, N x H x W x 3)")
     except Exception as error:  # numpy and zipfile raise nearly anything on a damaged file
         raise SystemExit(f"{data}: cannot be read ({first_line(error)})")
-    raise SystemExit(f"--data {data}: neither a folder nor a .zip, .npy or .npz")
+    raise SystemExit(f"{data}: neither a folder nor a .zip, .npy or .npz")
 
 
 def stop(error):
@@ -809,7 +965,7 @@ def download(data, root):
     except Exception as error:  # lmdb, gdown and http.client have errors of their own
         wanted = "".join(f"\n    {root / file}" for file in files)
         reason = f"cannot be had ({first_line(error)})"
-        raise SystemExit(f"--data {data}: {reason}. Put there yourself, and run again:{wanted}")
+        raise SystemExit(f"{data}: {reason}. Put there yourself, and run again:{wanted}")
     return Source([data], range(len(found)), labels, names, lambda i: found[i][0])
 
 
@@ -894,7 +1050,7 @@ USES = {  # the flags that go with each kind of picture
     "grid": {"steps", "path"},
     "traverse": {"steps", "dims", "basis", "span"},
     "samples": set(),
-    "nearest": {"seeds", "k", "cache", "skip_corrupt"},
+    "nearest": {"seeds", "k", "cache", "skip_corrupt", "weights"},
 }
 # fmt: off
 
@@ -960,6 +1116,10 @@ def build_parser():
              "(default 4)")
     add("--k", type=positive, default=7, metavar="N",
         help="neighbours of --nearest beside each sample (default 7)")
+    add("--weights", type=Path, metavar="FILE",
+        help="--nearest in the features of the Inception network as well: its weights in "
+             "pytorch-fid's names, the file that fid.py fetches. A core of a CPU takes a tenth "
+             "of a second an image")
     add("--cache", default="data", metavar="DIR",
         help="folder of downloads and decoded images (default data)")
     add("--skip-corrupt", action="store_true",
@@ -1062,7 +1222,7 @@ def main(argv=None):
         torch.backends.cudnn.allow_tf32 = False  # its 10 bits would make other images than a CPU
     G, words = load_generator(args.checkpoint, args.raw, args.generator)
     z_dim, _ = first_layer(G)
-    G.to(device)
+    G.to(device, memory_format=torch.channels_last)  # as the trainers and fid.py do
 
     def draw(z):
         return sample(G, z, args.batch_size).expand(-1, 3, -1, -1)
@@ -1084,7 +1244,7 @@ def main(argv=None):
             return print(f"{args.out}: {args.samples:,} images")
         rows = draw_seeds(seeds).split(math.ceil(math.sqrt(args.samples)))
     elif args.kind == "nearest":
-        rows, labels = nearest(draw_seeds(args.seeds), args)
+        rows, labels = nearest(draw_seeds(args.seeds), args, device)
     elif args.kind == "arithmetic":
         rows, labels, z = arithmetic(args.arithmetic, lambda s: latents([s], z_dim)[0], draw)
         print(f"the result is {z.norm():.1f} long, a draw of N(0, I) about {math.sqrt(z_dim):.1f}")

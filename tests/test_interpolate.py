@@ -166,6 +166,13 @@ def test_an_antipodal_arc_is_a_half_circle_and_a_parallel_one_a_line():
     torch.testing.assert_close(interpolate.walk(X, 3 * X, 5), torch.linspace(1, 3, 5)[:, None] * X)
 
 
+@settings(max_examples=50, deadline=None)
+@given(VECTORS, VECTORS)
+def test_ends_are_exact_in_any_precision(a, b):
+    z = interpolate.walk(a / 3, b / 3, 3)  # float64, which the arc's own rounding would show in
+    assert torch.equal(z[0], a / 3) and torch.equal(z[2], b / 3)
+
+
 def test_lerp_is_the_straight_line():
     z = interpolate.walk(X, X.flip(0), 5, "lerp")
     torch.testing.assert_close(z[1], 0.75 * X + 0.25 * X.flip(0))
@@ -570,6 +577,45 @@ def test_a_generator_that_knows_its_set_by_heart_is_found_out(G, capsys):
     assert not (row[:128, 268:396] == twin).all()
 
 
+class MeanColour:
+    """Stands for the Inception network with weights of 768 features: an image's mean colour."""
+
+    def __init__(self, weights, dims, device):
+        if dims != 768:
+            raise ValueError("Mixed_7b.branch1x1.conv.weight is missing")
+        self.dims = dims
+
+    def __call__(self, images):
+        return images.double().mean((2, 3)), None
+
+
+def test_features_find_other_neighbours_than_pixels(G, monkeypatch, capsys):
+    sample = images_of(G, dcgan.latents([4, 5], 8))[0]
+    noise = np.random.default_rng(0).integers(0, 256, (50, 16, 16, 3), np.uint8)
+    near, shuffled = sample // 2 + 64, sample.reshape(-1, 3)[::-1].reshape(sample.shape)
+    np.save("data.npy", np.concatenate([noise, [near, shuffled]]))
+    torch.save({}, "weights.pth")
+    monkeypatch.setattr(interpolate, "Inception", MeanColour)
+    flags = ["--k", 1, "--cache", "cache", "--weights", "weights.pth"]
+    run("--nearest", "data.npy", "--seeds", "4,5", *flags)
+    row = read("nearest.png")[21:149]
+    for column, image in enumerate((sample, near, shuffled)):
+        assert (row[:, 4 + 132 * column :][:, :128] == large(image, 8)).all()
+    said = capsys.readouterr().out
+    assert said.index("pixels: root mean square") < said.index("features: root mean square")
+    assert "weights.pth: features of width 768" in said
+
+
+def test_weights_of_another_network_are_refused(G):
+    for weights in ({}, {"Conv2d_1a_3x3.conv.weight": torch.zeros(3)}):
+        torch.save(weights, "weights.pth")
+        message = refusal("--nearest", "sprites", "--weights", "weights.pth")
+        assert message.startswith("--weights weights.pth: not the Inception network in pytorch-fid")
+        assert "Conv2d_1a_3x3.conv.weight is" in message
+    assert "no such" in refusal("--nearest", "sprites", "--weights", "nowhere.pth")
+    assert not Path("data").exists()  # the weights are looked at before the images are decoded
+
+
 # ---- Generators ---------------------------------------------------------------------------------
 
 
@@ -743,6 +789,7 @@ def test_any_class_of_a_file(G, capsys):
         ("--samples 9 --grid 1,2,3", "not allowed with argument"),
         ("--grid 1,2,3 --loop", "--loop has no effect on --grid"),
         ("--dims 3", "--dims has no effect on ways"),
+        ("--samples 9 --weights w.pth", "--weights has no effect on --samples"),
         ("--samples 9 --seeds 1,2", "--seeds has no effect on --samples"),
         ("--path cubic", "--path: invalid choice"),
         ("--fps 60", "--fps 60: 50 at most"),
@@ -799,7 +846,7 @@ def test_what_is_no_generator_is_refused_in_one_line(G, damage, words):
 
 
 def test_other_data_that_cannot_be_had(G):
-    assert "--nearest nowhere: no such file or folder" in refusal("--nearest", "nowhere")
+    assert "nowhere: no such file or folder" in refusal("--nearest", "nowhere")
     assert "--dims 9: the latents have 8" in refusal("--traverse", 1, "--dims", 9)
     assert "--device toaster" in refusal("--device", "toaster")
 
