@@ -427,9 +427,12 @@ def enough(name, n, args):
 
 def load_stats(path, args):
     """The Stats in an .npz of pytorch-fid's or this script's."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    mu, sigma = (np.asarray(arrays[key]) for key in ("mu", "sigma"))
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except Exception as error:  # zipfile and zlib raise nearly anything on a damaged file
+        raise SystemExit(f"{path}: cannot be read ({first_line(error)})")
+    mu, sigma = arrays["mu"], arrays["sigma"]
     if mu.shape != (args.dims,) or sigma.shape != (args.dims, args.dims):
         raise SystemExit(
             f"{path}: statistics of width {mu.size}: compare them with --dims {mu.size}"
