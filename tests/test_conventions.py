@@ -33,7 +33,8 @@ DIFFER = {
     "generator_loss": "cross entropy or critic score",
     "iteration": "the paper's algorithm",
     "train": "how many batches one iteration takes",
-    "build_parser": "the paper's own flags and defaults",
+    "build_parser": "the script's own flags and defaults",
+    "parse_args": "what a trainer checks is a resumed run; the others check their own flags",
     "main": "the paper's networks and optimizers",
 }
 # Flags whose default or help differs from script to script because the papers do.
