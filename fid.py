@@ -19,7 +19,7 @@ quantities, and are named so: FID-768 is not FID.
 Usage
     python fid.py real/ fake/
     python fid.py photos.zip fake-a/ fake-b.npz               REAL's statistics are computed once
-    python fid.py cifar10 runs/dcgan/checkpoint.pt --n 50000  sampled on the fly
+    python fid.py cifar10 runs/dcgan/checkpoint.pt            50,000 samples, made on the fly
     python fid.py cifar10 --save-stats cifar10.npz            statistics, for pytorch-fid as well
     python fid.py cifar10.npz runs/dcgan/snapshots/epoch_0040.pt --allow-few --n 1000
     python fid.py real/ fake/ --kid --is --prdc --json result.json
@@ -59,6 +59,7 @@ import warnings
 import zipfile
 from collections import deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -380,7 +381,7 @@ def measure_images(images, net, args, keep):
     rank, world = world_of()
     home = "cpu" if net.device.type == "mps" else net.device  # MPS has no float64
     moments, rows, waiting = Moments(net.dims, home), [], []
-    bar = progress(images.n, "image") if rank == 0 else SimpleNamespace(update=id, close=int)
+    bar = progress(images.n, "image")
     for index, batch in images.batches(rank, world):
         features, logits = net(batch)
         waiting.append(features)
@@ -642,6 +643,30 @@ def pick_device(device, precision):
     return device, name, {True: "bf16", False: "fp32"}[bf16] if precision == "auto" else precision
 
 
+def world_of():
+    """(rank, number of processes) of a torchrun, else (0, 1)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def join_processes(device):
+    """Join the other processes of a torchrun, if there are any; the device that is this one's."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return device
+    local = int(os.environ["LOCAL_RANK"])
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        if local >= torch.cuda.device_count():
+            raise SystemExit(
+                f"torchrun: {local + 1} processes, but {torch.cuda.device_count()} GPUs"
+            )
+        device = f"cuda:{local}"
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(hours=12))  # decoding may take its time
+    if dist.get_rank():
+        sys.stdout = open(os.devnull, "w")  # one process speaks for all
+    return device
+
+
 def first_line(error):
     return " ".join(str(error).split())[:200] or type(error).__name__
 
@@ -887,8 +912,8 @@ def sprites(size, n=2048):
 
 
 def progress(total, unit, done=0):
-    """A tqdm bar on a terminal; without tqdm or a terminal something that stays silent."""
-    if tqdm:
+    """A tqdm bar on a terminal; something silent without either, and in all processes but one."""
+    if tqdm and os.environ.get("RANK", "0") == "0":
         return tqdm(total=total, initial=done, unit=unit, disable=None, dynamic_ncols=True)
     silent = dict.fromkeys(("update", "set_postfix_str", "clear", "close"), lambda *_, **__: None)
     return SimpleNamespace(**silent)
@@ -981,11 +1006,6 @@ def not_negative(text):
 # ---- main ----------------------------------------------------------------------------------------
 
 
-def world_of():
-    """(rank, number of processes) of a torchrun, else (0, 1)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
 def check_output(path):
     """SystemExit now rather than after the work if `path` cannot be written."""
     try:
@@ -1058,12 +1078,7 @@ def main(argv=None):
         check_output(path)
     if args.plot and Path(args.plot).suffix == ".png" and not find_spec("matplotlib"):
         raise SystemExit(f"--plot {args.plot}: takes matplotlib; install it, or name a .csv")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group()
-        if torch.cuda.is_available() and args.device == "auto":
-            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(args.device)
-    device, device_name, _ = pick_device(args.device, args.precision)
+    device, device_name, _ = pick_device(join_processes(args.device), args.precision)
     args.batch_size = args.batch_size or (128 if device.type == "cuda" else 16)
     torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
     torch.set_flush_denormal(True)
