@@ -18,6 +18,7 @@ import platform
 import statistics
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -58,28 +59,26 @@ def forever(loader):
         yield from loader
 
 
-def networks(script, device):
+def networks(script, device, size=32):
     torch.manual_seed(0)
-    if script == "dcgan":
-        nets = dcgan.Generator(), dcgan.Discriminator()
-    else:
-        module = importlib.import_module(script)
-        nets = module.Generator(), module.Critic()
-    return [net.to(device) for net in nets]
+    module = importlib.import_module(script)
+    second = module.Discriminator if script == "dcgan" else module.Critic
+    return [net.to(device) for net in (module.Generator(size), second(size))]
 
 
-def optimizers(script, G, D, **fused):
+def optimizers(script, G, D, fused=None, capturable=False):
+    how = {"fused": fused, "capturable": capturable}
     for net in (G, D):
         if script == "dcgan":
-            yield torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), **fused)
+            yield torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), **how)
         elif script == "wgan":
-            yield torch.optim.RMSprop(net.parameters(), 5e-5)
+            yield torch.optim.RMSprop(net.parameters(), 5e-5, capturable=capturable)
         else:
-            yield torch.optim.Adam(net.parameters(), 1e-4, (0.0, 0.9), **fused)
+            yield torch.optim.Adam(net.parameters(), 1e-4, (0.0, 0.9), **how)
 
 
 def plain_dcgan(images, device, batch_size):
-    G, D = networks("dcgan", device)
+    G, D = networks("dcgan", device, images.shape[-1])
     opt_G, opt_D = optimizers("dcgan", G, D)
     batches = forever(loader(images, batch_size))
     criterion = nn.BCELoss()
@@ -109,7 +108,7 @@ def plain_dcgan(images, device, batch_size):
 
 
 def plain_wasserstein(script, images, device, batch_size):
-    G, critic = networks(script, device)
+    G, critic = networks(script, device, images.shape[-1])
     opt_G, opt_critic = optimizers(script, G, critic)
     batches = forever(loader(images, batch_size))
 
@@ -143,11 +142,11 @@ def plain_wasserstein(script, images, device, batch_size):
 def shipped(script, images, device, batch_size, precision="auto", channels_last=True, without=None):
     """The script's own iteration, set up as its main() does; `without` takes a measure away."""
     module = importlib.import_module(script)
-    G, D = networks(script, device)
+    G, D = networks(script, device, images.shape[-1])
     if channels_last:
         for net in (G, D):
             net.to(memory_format=torch.channels_last)
-    opts = list(optimizers(script, G, D, fused=True))
+    opts = list(optimizers(script, G, D, fused=True, capturable=device.type == "cuda"))
     module.average_weights(copy.deepcopy(G).requires_grad_(False), G, opts[0], 0.999, 0)
     if module.pick_device(str(device), precision)[2] == "bf16":
         module.low_precision(G, device)
@@ -166,8 +165,8 @@ def shipped(script, images, device, batch_size, precision="auto", channels_last=
 
     order = orders()
 
-    def step():
-        reals = [module.to_input(images[index]) for index in next(order)]
+    def iterate(batches):
+        reals = [module.to_input(batch) for batch in batches]
         descend = module.descend
         if without == "inputs":  # gradients of all parameters, as .backward() alone computes them
             module.descend = backward_all(opts)
@@ -176,6 +175,12 @@ def shipped(script, images, device, batch_size, precision="auto", channels_last=
             return module.iteration(G, D, *opts, real, 100, *extra)
         finally:
             module.descend = descend
+
+    flags = types.SimpleNamespace(no_graph=without == "graph", lr_decay=False)
+    iterate = module.replayed(iterate, opts, flags, device)
+
+    def step():
+        return iterate(images[next(order)])
 
     if without == "one call":
         forward = D.forward
@@ -240,6 +245,8 @@ def main():
             steps["shipped, contiguous"] = shipped(script, *setting, channels_last=False)
             steps["shipped, convolutions"] = shipped(script, *setting, without="products")
             steps["shipped, all gradients"] = shipped(script, *setting, without="inputs")
+            if device.type == "cuda":
+                steps["shipped, no graph"] = shipped(script, *setting, without="graph")
             if script == "wgan_gp":
                 steps["shipped, two critic calls"] = shipped(script, *setting, without="one call")
         length = args.length or (12 if script == "dcgan" else 4)
