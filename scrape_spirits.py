@@ -208,7 +208,7 @@ class Web:
         if coding not in ("identity", "", "gzip", "x-gzip", "deflate"):
             raise Failure(f"Content-Encoding {coding[:20]!r}, which nobody asked for")
         unzip = zlib.decompressobj(47) if coding not in ("identity", "") else None
-        limit, length = self.args.max_file * 1_000_000, response.length
+        limit, length = int(self.args.max_file * 1e6), response.length
         body, got = bytearray(), 0
         too_large = Failure(f"larger than {self.args.max_file} MB (--max-file)")
         if (length or 0) > limit:
@@ -218,7 +218,7 @@ class Web:
             body += unzip.decompress(chunk, limit + 1 - len(body)) if unzip else chunk
             with self.lock:
                 self.received += len(chunk)
-            if self.stored + self.received > self.args.max_total * 1_000_000:
+            if self.stored + self.received > self.args.max_total * 1e6:
                 self.halt(f"the set is larger than {self.args.max_total} MB (--max-total)")
             if len(body) > limit:
                 raise too_large
@@ -405,6 +405,8 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         attrs = {name: value or "" for name, value in reversed(attrs)}  # of two the first counts
+        if tag in ("li", "p", "tr", "td") and self.open and self.open[-1][0] == tag:
+            self.handle_endtag(tag)  # nobody has to write it
         group = self.open[-1][1] if self.open else None
         if self.classes <= set(attrs.get("class", "").split()):
             group = {"a": [], "img": []}
@@ -441,10 +443,11 @@ def find_links(html, address, select=None):
     where there are none, every <img>.
     """
     page = Links(set((select or "spiritDiv").split()))
-    for start in range(0, len(html), 1 << 16):  # in pieces: what stays open at the end is left out
-        page.feed(html[start : start + (1 << 16)])
-        if len(page.rawdata) > 1 << 20:  # a tag of a megabyte is none
-            break
+    start = 0
+    while start < len(html):  # in growing pieces, for a tag without an end is scanned in each
+        piece = max(1 << 16, len(page.rawdata))
+        page.feed(html[start : start + piece])
+        start += piece
     base = resolve(address, page.base) or address
     chosen = [link for group in page.groups for link in group["a"] or group["img"]]
     by_class = bool(select or chosen)
@@ -514,8 +517,8 @@ def file_name(url, sha256, suffix):
 
     The hash keeps it from being a device, hidden, or another picture's name.
     """
-    name = unquote(urlsplit(url).path.rpartition("/")[2])
-    stem = unicodedata.normalize("NFC", name.rpartition(".")[0] or name)
+    name = unicodedata.normalize("NFC", unquote(urlsplit(url).path.rpartition("/")[2]))
+    stem = re.sub(r"\.\w{1,5}$", "", name)
     stem = re.sub(r"[^\w .()'&+,!-]", "_", stem).strip(" .-")
     stem = stem.encode()[:100].decode(errors="ignore") or "picture"
     return f"{stem}-{sha256[:8]}{suffix}"
