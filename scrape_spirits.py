@@ -59,7 +59,6 @@ import sys
 import threading
 import time
 import unicodedata
-import urllib.request
 import warnings
 import zlib
 from collections import Counter, deque
@@ -131,9 +130,7 @@ class Web:
         self.stop, self.reason = threading.Event(), None
         self.free, self.gaps, self.rules = {}, {}, {}  # by host: next request, pause; by origin
         self.requests = self.received = self.stored = 0  # bytes received, bytes in --out
-        hosts = {urlsplit(url).hostname for url in args.url}
-        self.opener = urllib.request.OpenerDirector()  # bare: no redirects, proxies, files, ftp
-        self.opener.add_handler(Handler({a for host in hosts for a in addresses(host)}))
+        self.own = {ip for url in args.url for ip in addresses(urlsplit(url).hostname)}
 
     def get(self, url, headers=None, robots=True):
         """(status 200 or 304, headers, body, address after redirects). Failure says why not."""
@@ -184,64 +181,67 @@ class Web:
 
     def request(self, url, headers):
         """One request: (status, headers, body). Trouble if it is worth another try."""
-        headers = {"User-Agent": AGENT, "Accept-Encoding": "gzip", **headers}
+        headers = {"User-Agent": AGENT, "Accept-Encoding": "gzip", **headers, "Connection": "close"}
+        origin, target = split(url)
+        kind = SecureConnection if origin.startswith("https") else Connection
+        connection = kind(origin.partition("//")[2], timeout=self.args.timeout)
+        connection.own = self.own
         try:
-            request = urllib.request.Request(url, headers=headers)
-            with self.opener.open(request, timeout=self.args.timeout) as response:
+            connection.request("GET", target, headers=headers)
+            with connection.getresponse() as response:
                 status = response.status
                 if status in (408, 429) or status >= 500:
                     wait = seconds_to_wait(response.headers.get("Retry-After"))
                     raise Trouble(f"HTTP {status}", status, wait)
-                body = self.read(response) if status == 200 else b""
-                return status, response.headers, body
+                return status, response.headers, self.read(response) if status == 200 else b""
         except zlib.error:
             raise Failure("damaged gzip")
+        except ssl.SSLCertVerificationError as error:
+            raise Failure(f"its certificate is not valid ({error.verify_message})")
         except (OSError, http.client.HTTPException) as error:
-            error = getattr(error, "reason", error)  # inside urllib's wrapping
-            if isinstance(error, ssl.SSLCertVerificationError):
-                raise Failure(f"its certificate is not valid ({error.verify_message})")
             raise Trouble(first_line(error))
+        finally:
+            connection.close()
 
     def read(self, response):
         """The body, whole, unpacked, and within the limits."""
-        coding = response.headers.get("Content-Encoding", "identity").lower()
-        if coding not in ("identity", "", "gzip", "x-gzip", "deflate"):
+        coding = response.headers.get("Content-Encoding", "").lower() or "identity"
+        if coding not in ("identity", "gzip", "x-gzip", "deflate"):
             raise Failure(f"Content-Encoding {coding[:20]!r}, which nobody asked for")
-        unzip = zlib.decompressobj(47) if coding not in ("identity", "") else None
-        limit, length = int(self.args.max_file * 1e6), response.length
-        body, got = bytearray(), 0
-        too_large = Failure(f"larger than {self.args.max_file} MB (--max-file)")
-        if (length or 0) > limit:
-            raise too_large
-        while chunk := response.read1(1 << 16):
-            got += len(chunk)
-            body += unzip.decompress(chunk, limit + 1 - len(body)) if unzip else chunk
+        unzip = zlib.decompressobj(47) if coding != "identity" else None
+        limit, length, got, body = int(self.args.max_file * 1e6), response.length, 0, bytearray()
+        while (length or 0) <= limit and (chunk := response.read1(1 << 16)):
+            piece = unzip.decompress(chunk, limit + 1 - len(body)) if unzip else chunk
+            got, body = got + len(chunk), body + piece
             with self.lock:
-                self.received += len(chunk)
+                self.received += max(len(chunk), len(piece))
             if self.stored + self.received > self.args.max_total * 1e6:
-                self.halt(f"the set is larger than {self.args.max_total} MB (--max-total)")
-            if len(body) > limit:
-                raise too_large
-            if self.stop.is_set():
-                raise Stopped
+                self.halt(
+                    f"--out and what came are larger than {self.args.max_total:g} MB (--max-total)"
+                )
+            if max(got, len(body)) > limit or self.stop.is_set():
+                break
+        if self.stop.is_set():
+            raise Stopped
+        if max(got, len(body), length or 0) > limit:
+            raise Failure(f"larger than {self.args.max_file:g} MB (--max-file)")
         if got < (length or 0) or (unzip and not unzip.eof):
             raise Trouble(f"cut short after {got:,} bytes")
         return bytes(body)
 
     def obey_robots(self, url):
         """Forbidden if the robots.txt of the address's host is against it."""
-        parts = urlsplit(url)
-        origin = f"{parts.scheme}://{parts.netloc}"
+        origin, target = split(url)
         with self.robots_lock:
             if origin not in self.rules:
-                self.rules[origin] = self.robots(origin, parts.hostname)
+                self.rules[origin] = self.robots(origin)
         rules, trouble = self.rules[origin]
         if trouble:
             raise Forbidden(trouble)
-        if not may_fetch(rules, f"{parts.path}?{parts.query}".rstrip("?")):
+        if not may_fetch(rules, target):
             raise Forbidden("forbidden by robots.txt")
 
-    def robots(self, origin, host):
+    def robots(self, origin):
         """(rules, None), or ([], why everything is forbidden)."""
         try:
             body = self.get(f"{origin}/robots.txt", robots=False)[2]
@@ -249,6 +249,7 @@ class Web:
             none = 400 <= (error.status or 0) < 500 and error.status not in (401, 403, 429)
             return [], None if none else f"its robots.txt cannot be read: {error}"
         rules, pause = read_robots(body.decode("utf-8-sig", "replace"))
+        host = urlsplit(origin).hostname
         self.gaps[host] = max(pause, self.gaps.get(host, 0))
         return rules, None
 
@@ -258,27 +259,6 @@ class Web:
             self.reason = self.reason or reason
         self.stop.set()
         raise Stopped
-
-
-class Handler(urllib.request.AbstractHTTPHandler):
-    """Opens http and https at public addresses, and at those in `own`."""
-
-    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
-
-    def __init__(self, own):
-        super().__init__()
-        self.own = own
-
-    def http_open(self, request, kind=None):
-        def connection(*args, **options):
-            made = (kind or Connection)(*args, **options)
-            made.own = self.own
-            return made
-
-        return self.do_open(connection, request)
-
-    def https_open(self, request):
-        return self.http_open(request, SecureConnection)
 
 
 class Response(http.client.HTTPResponse):
@@ -334,6 +314,12 @@ class Connection(http.client.HTTPConnection):
 
 class SecureConnection(http.client.HTTPSConnection, Connection):
     """The same; Connection.connect runs before the handshake."""
+
+
+def split(url):
+    """An address from resolve() -> its scheme and host, and what is asked of the host."""
+    slash = url.index("/", len("https://"))
+    return url[:slash], url[slash:]
 
 
 def addresses(host):
@@ -568,10 +554,16 @@ class Folder:
         records = [record for record in map(read_record, text.splitlines()) if record]
         self.records = {record["url"]: record for record in records}
         self.names = {record["file"] for record in records if record["file"]}
-        self.write_manifest()
+        self.tidy()
         self.file = open(self.path, "ab", buffering=0)
 
-    def write_manifest(self):
+    def tidy(self):
+        """Remove the files that no record has any more, and all lines but the last of each."""
+        for name in self.names - {record["file"] for record in self.records.values()}:
+            try:
+                (self.out / name).unlink(missing_ok=True)
+            except OSError as error:
+                raise SystemExit(f"{self.out / name}: cannot be removed ({first_line(error)})")
         text = "".join(json.dumps(record) + "\n" for record in self.records.values())
         write_file(self.path, lambda f: f.write(text.encode()))
 
@@ -596,7 +588,7 @@ class Folder:
                 self.file.write(json.dumps(record).encode() + b"\n")
             except OSError as error:
                 raise SystemExit(f"{self.path}: cannot be written ({first_line(error)})")
-            if record["file"] and body is not None:
+            if body is not None:
                 write_file(self.out / record["file"], lambda f: f.write(body))
                 self.names.add(record["file"])
             self.records[record["url"]] = record
@@ -606,29 +598,27 @@ class Folder:
 
         After a complete run no record is fresh any more: the next one asks the hosts again.
         """
-        rank = {url: i for i, url in enumerate(order)}
-        kept, records = (
-            {},
-            sorted(self.records.values(), key=lambda r: rank.get(r["url"], len(rank))),
-        )
+        rank, kept = {url: i for i, url in enumerate(order)}, {}
+        for url in sorted(self.records, key=lambda url: rank.get(url, len(rank))):
+            record = self.records.pop(url)  # and back, in order
+            self.records[url] = record
+            if record["file"] and (self.out / record["file"]).exists():
+                owner = kept.setdefault(record["sha256"], record)
+                if record is not owner:
+                    self.add(record | {"file": owner["file"], "status": "duplicate"})
+                elif record["status"] != "kept":
+                    self.add(record | {"status": "kept"})
         with self.lock:
             self.file.close()
-            for record in records:
-                if complete:
-                    record["fresh"] = None
-                if record["file"] and (self.out / record["file"]).exists():
-                    owner = kept.setdefault(record["sha256"], record)
-                    record["file"] = owner["file"]
-                    record["status"] = "kept" if record is owner else "duplicate"
-            self.records = {record["url"]: record for record in records}
-            self.write_manifest()
-            for name in self.names - {record["file"] for record in kept.values()}:
-                (self.out / name).unlink(missing_ok=True)  # duplicates, and what was replaced
+        if complete:
+            self.records = {u: record | {"fresh": None} for u, record in self.records.items()}
+        self.tidy()
         return list(kept.values())
 
     def close(self):
-        self.file.close()
-        self.guard.close()
+        with self.lock:
+            self.file.close()
+            self.guard.close()
 
 
 def read_record(line):
@@ -655,11 +645,9 @@ def lock_file(path):
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         file.close()
-        raise SystemExit(
-            f"--out {path.parent}: another run is at work in it; wait, or name another"
-        )
+        raise SystemExit(f"--out {path.parent}: in use by another run ({first_line(error)})")
     return file
 
 
@@ -681,16 +669,20 @@ def list_pictures(web, args):
             continue
         html = decode_page(body, headers.get("Content-Type", ""))
         links, following, by_class = find_links(html, address, args.select)
-        print(f"{url}: {len(links):,} pictures", flush=True)
+        print(f"{url}: {len(links):,} picture{'s' * (len(links) != 1)}", flush=True)
         new = [link for link in links if link not in pictures]
         pictures |= dict.fromkeys(new, 0 if by_class else args.min_side)
         if args.follow and following and new:  # a page without a new picture ends the chain
             pages.appendleft(following)
+    if not pictures:
+        reasons = "".join(f"\n    {url}: {reason}" for url, reason in failed.items())
+        advice = "; --select CLASS says in which elements they are"
+        raise SystemExit(f"no pictures found{reasons or advice}")
     return dict(list(pictures.items())[: args.limit]), failed
 
 
 def collect(url, floor, web, folder):
-    """Bring one picture into the folder: "fetched", "unchanged" or "small"; or raise Failure."""
+    """Bring one picture into the folder: "fetched", "unchanged", "too small"; or raise Failure."""
     record = folder.settled(url, floor) or {}
     pairs = {"If-None-Match": record.get("etag"), "If-Modified-Since": record.get("last_modified")}
     headers = {k: v for k, v in pairs.items() if v and v.isascii() and v.isprintable()}
@@ -713,8 +705,8 @@ def collect(url, floor, web, folder):
     new |= {"sha256": sha256, "size": len(body), "width": width, "height": height, "mode": mode}
     new |= {"etag": reply.get("ETag"), "last_modified": reply.get("Last-Modified")}
     if min(width, height) <= floor:
-        folder.add(new | {"status": "small"})
-        return "small"
+        folder.add(new | {"status": "too small"})
+        return "too small"
     folder.add(new | {"status": "kept", "file": file_name(url, sha256, suffix)}, body)
     return "unchanged" if sha256 == record.get("sha256") else "fetched"
 
@@ -725,36 +717,35 @@ def collect_all(pictures, web, folder, workers):
     turn, bar = threading.Lock(), progress(len(pictures), "picture")
 
     def work():
+        fault = None
         try:
-            while True:
+            while not web.stop.is_set():
                 with turn:
-                    url, floor = next(todo, (None, 0))
-                if url is None or web.stop.is_set():
-                    break
+                    url, floor = next(todo)
                 try:
                     results.put((url, collect(url, floor, web, folder)))
                 except Failure as failure:
                     results.put((url, failure))
-        except Stopped:
+        except (StopIteration, Stopped):
             pass
         except BaseException as error:  # a full disk, or a fault of this script
-            results.put((None, error))
-        results.put((None, None))
+            fault = error
+        results.put((None, fault))
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
     for thread in threads:
         thread.start()
-    in_a_row = ended = 0
+    in_a_row, running = 0, workers
     try:
-        while ended < workers:
+        while running:
             try:
                 url, outcome = results.get(timeout=0.2)  # on Windows Ctrl-C waits for an end of it
             except queue.Empty:
                 continue
             if url is None:
+                running -= 1
                 if outcome:
                     raise outcome
-                ended += 1
                 continue
             outcomes[url] = outcome
             bar.update(1)
@@ -762,14 +753,35 @@ def collect_all(pictures, web, folder, workers):
                 in_a_row = in_a_row + 1 if isinstance(outcome, Failure) else 0
             if in_a_row == IN_A_ROW:
                 web.halt(f"{IN_A_ROW} failures in a row, the last: {url}: {outcome}")
-    except (KeyboardInterrupt, Stopped) as end:
-        web.reason = CTRL_C if isinstance(end, KeyboardInterrupt) else web.reason
+    except KeyboardInterrupt:
+        web.reason = CTRL_C
+    except Stopped:
+        pass
     finally:
         web.stop.set()
         bar.close()
         for thread in threads:
-            thread.join(1)  # who waits for a host is left behind; what he brings is refused
+            thread.join(1)  # one that waits for a host is left behind; what it brings is refused
     return outcomes
+
+
+def summary(outcomes, missing, failed, web, seconds):
+    """One line: what became of the pictures, and what it took."""
+    counts = Counter(outcome for outcome in outcomes.values() if isinstance(outcome, str))
+    told = [f"{n:,} {outcome}" for outcome, n in sorted(counts.items())]
+    told += [f"{len(failed):,} failed"] * bool(failed) + [f"{missing:,} not tried"] * bool(missing)
+    work = f"{web.requests:,} requests, {web.received / 1e6:,.1f} MB, {seconds:,.0f} s"
+    return f"{', '.join(told)}: {work}"
+
+
+def describe(records, out):
+    """One line: count, sizes and modes of the pictures."""
+    sizes = sorted((r["width"] * r["height"], f"{r['width']}x{r['height']}") for r in records)
+    modes = Counter(record["mode"] for record in records).most_common()
+    modes = ", ".join(f"{n:,} {mode}" for mode, n in modes)
+    spread = f"{sizes[0][1]} to {sizes[-1][1]} pixels"
+    size = sum(record["size"] for record in records) / 1e6
+    return f"{len(records):,} pictures in {out}: {spread}, {modes}, {size:,.1f} MB"
 
 
 # ---- Tools (same in dcgan.py) --------------------------------------------------------------------
@@ -891,88 +903,57 @@ def main(argv=None):
     web, folder = Web(args), None if args.dry_run else Folder(Path(args.out))
     try:
         pictures, failed = list_pictures(web, args)
-        if not pictures:
-            reasons = [f"\n    {url}: {reason}" for url, reason in failed.items()]
-            reasons = "".join(reasons) or "; --select CLASS says in which elements they are"
-            raise SystemExit(f"no pictures found{reasons}")
-        (scrape if folder else list_only)(pictures, failed, web, args, folder)
+        if folder:
+            scrape(pictures, failed, web, args, folder)
+        else:
+            list_only(pictures, failed, web)
     except Stopped:
         raise SystemExit(f"stopped: {web.reason}")
     finally:
         if folder:
             folder.close()
+    if failed:
+        lines = [f"\n    {url}: {reason}" for url, reason in failed.items()]
+        lines[20:] = [f"\n    and {len(lines) - 20:,} more"] * (len(lines) > 20)
+        raise SystemExit(f"{len(failed):,} failed; run again to try once more:{''.join(lines)}")
 
 
-def list_only(pictures, failed, web, args, _):
+def list_only(pictures, failed, web):
     """--dry-run: the addresses, a line each."""
-    allowed = 0
     for url in pictures:
         try:
             web.obey_robots(url)
             print(url)
-            allowed += 1
         except Forbidden as error:
             failed[url] = str(error)
-    print(f"{allowed:,} pictures would be fetched")
-    tell_failed(failed)
+    print(f"{len(pictures.keys() - failed):,} pictures would be fetched")
 
 
 def scrape(pictures, failed, web, args, folder):
-    """Fetch what is missing, tidy up, and say what came."""
+    """Fetch what is missing, tidy up, and say what came; `failed` grows."""
     begun, workers = time.monotonic(), min(args.workers, len(pictures))
-    pause = max(args.delay / args.workers, max(web.gaps.values(), default=0))
-    least = f"at {pause:g} s each at least {len(pictures) * pause / 60:,.0f} min"
+    least = len(pictures) * max(args.delay / args.workers, *web.gaps.values(), 0)
+    least = f"{least // 60:.0f}:{least % 60:02.0f} min or more" if least else "without a pause"
     print(f"{SCRIPT}: {len(pictures):,} pictures into {folder.out}, {least}", flush=True)
     web.stored = sum(record["size"] for record in folder.records.values() if record["file"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow's, about images that inspect() judges itself
+        warnings.simplefilter("ignore")  # Pillow's, about images that inspect() judges itself
         outcomes = collect_all(pictures, web, folder, workers)
         failed |= {url: str(out) for url, out in outcomes.items() if isinstance(out, Failure)}
-        complete = not failed and len(outcomes) == len(pictures)
-        kept = folder.finish(pictures, complete)
-        counts = Counter(outcome for outcome in outcomes.values() if isinstance(outcome, str))
-        told = ", ".join(f"{n:,} {k}" for k, n in sorted(counts.items())) or "none came"
-        print(
-            f"{told}, {len(failed):,} failed, {len(pictures) - len(outcomes):,} not tried:", end=" "
-        )
-        seconds, size = time.monotonic() - begun, web.received / 1e6
-        print(f"{web.requests:,} requests and {size:,.1f} MB in {seconds:,.0f} s", flush=True)
+        missing = len(pictures) - len(outcomes)
+        kept = folder.finish(pictures, not failed and not missing)
+        print(summary(outcomes, missing, failed, web, time.monotonic() - begun))
         if kept:
-            print(describe(kept, folder.out))
-        if web.reason == CTRL_C:
-            print("stopped by Ctrl-C; the same command goes on")
-            raise SystemExit(130)
-        if kept:
-            sheet, path = contact_sheet([folder.out / r["file"] for r in kept]), ".contact.png"
-            write_file(folder.out / path, lambda f: sheet.save(f, "PNG"))
-            print(f"all at a glance: {folder.out / path}")
+            print(describe(kept, folder.out), flush=True)
+        if kept and web.reason != CTRL_C:
+            sheet = contact_sheet([folder.out / record["file"] for record in kept])
+            write_file(folder.out / ".contact.png", lambda f: sheet.save(f, "PNG"))
+            print(f"all at a glance: {folder.out / '.contact.png'}", flush=True)
+    if web.reason == CTRL_C:
+        print("stopped by Ctrl-C; the same command goes on")
+        raise SystemExit(130)
     if web.reason:
-        print(f"stopped: {web.reason}", file=sys.stderr)
-    tell_failed(failed)
-    if not complete:
-        raise SystemExit(1)
-
-
-def describe(records, out):
-    """One line: count, sizes and modes of the pictures."""
-    sizes = sorted((r["width"] * r["height"], f"{r['width']}x{r['height']}") for r in records)
-    modes = Counter(record["mode"] for record in records).most_common()
-    modes = ", ".join(f"{n:,} {mode}" for mode, n in modes)
-    size = sum(record["size"] for record in records) / 1e6
-    return (
-        f"{len(records):,} pictures in {out}: {sizes[0][1]} to {sizes[-1][1]} pixels, "
-        f"{modes}, {size:,.1f} MB"
-    )
-
-
-def tell_failed(failed):
-    """End with exit 1 and the reasons, if there are any."""
-    if failed:
-        lines = [f"\n    {url}: {reason}" for url, reason in failed.items()]
-        more = [f"\n    and {len(lines) - 20:,} more, see the manifest"] * (len(lines) > 20)
-        raise SystemExit(
-            f"{len(failed):,} failed; run again to try once more:{''.join(lines[:20] + more)}"
-        )
+        raise SystemExit(f"stopped: {web.reason}")
 
 
 if __name__ == "__main__":
