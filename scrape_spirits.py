@@ -162,6 +162,8 @@ class Web:
                 pause = BACKOFF * 2**attempt * random.uniform(0.75, 1.5) * (attempt < RETRIES)
             if pause > LONGEST_WAIT:
                 self.halt(f"{host} asks to be left alone for {pause:,.0f} s")
+            if pause >= 1:
+                print(f"{host}: {last}; next request in {pause:.0f} s", file=sys.stderr)
             with self.lock:
                 self.free[host] = max(self.free[host], time.monotonic() + pause)
         raise Failure(f"{last}, {RETRIES + 1} times", last.status)
@@ -199,6 +201,8 @@ class Web:
         except ssl.SSLCertVerificationError as error:
             raise Failure(f"its certificate is not valid ({error.verify_message})")
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME:
+                raise Failure("there is no such host")
             raise Trouble(first_line(error))
         finally:
             connection.close()

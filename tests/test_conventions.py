@@ -35,6 +35,7 @@ DIFFER = {
     "train": "how many batches one iteration takes",
     "build_parser": "the paper's own flags and defaults",
     "main": "the paper's networks and optimizers",
+    "parse_args": "the script's own checks",
 }
 # Flags whose default or help differs from script to script because the papers do.
 OWN_FLAGS = {"--lr", "--betas", "--epochs", "--batch-size", "--out", "--d-width", "--norm"}
