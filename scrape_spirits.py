@@ -142,7 +142,7 @@ class Web:
                 place = reply.get("Location", "").encode("latin-1").decode("utf-8", "replace")
                 url = resolve(url, place)
                 if not url:
-                    raise Failure(f"redirected to {place[:100]!r}, which is no http(s) address")
+                    raise Failure(f"redirected to {place[:100]!a}, which is no http(s) address")
             elif status == 200 or (status == 304 and headers):
                 return status, reply, body, url
             else:
@@ -211,7 +211,7 @@ class Web:
         """The body, whole, unpacked, and within the limits."""
         coding = response.headers.get("Content-Encoding", "").lower() or "identity"
         if coding not in ("identity", "gzip", "x-gzip", "deflate"):
-            raise Failure(f"Content-Encoding {coding[:20]!r}, which nobody asked for")
+            raise Failure(f"Content-Encoding {coding[:20]!a}, which nobody asked for")
         unzip = zlib.decompressobj(47) if coding != "identity" else None
         limit, length, got, body = int(self.args.max_file * 1e6), response.length, 0, bytearray()
         while (length or 0) <= limit and (chunk := response.read1(1 << 16)):

