@@ -733,6 +733,7 @@ def test_odd_headers_do_no_harm(gallery):
 
     assert one(gallery, answer) == (0, [png()])
     assert run(gallery) == 0  # and none of it is sent back
+    assert len(asked(gallery, "/x")) == 1
 
 
 def test_ten_failures_in_a_row_stop_the_run(gallery, capsys):
