@@ -1,0 +1,146 @@
+"""A gallery on this machine that looks like the page of the spirits, to try the scraper on:
+
+    python tests/gallery.py --port 8000
+    python scrape_spirits.py --url http://127.0.0.1:8000/spirits --delay 0.02 --out data/gallery
+
+Its 1,395 pictures are drawn in code: the creatures of dcgan.py's sprites before a random shape, on
+a transparent ground, as PNG of 96 to 160 pixels with spaces in their names. Nothing in it is a
+picture of the real page.
+"""
+
+import argparse
+import hashlib
+import html
+import io
+import sys
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from dcgan import sprites
+
+PAGE = """<!DOCTYPE html>
+<html><head><meta charset="utf-8"><title>Spirits</title></head>
+<body><nav><a href="/"><img src="/logo.png" alt=""></a></nav><div class="row">
+{}
+</div><a href="/about">About</a></body></html>
+"""
+SPIRIT = """<div class="col-md-2 spiritDiv"><a href="{0}"><img src="thumbs/{1}.jpg"></a>
+<p>{2}</p></div>"""
+
+
+def pictures(n=1395):
+    """{name with spaces: PNG}, always the same."""
+    creatures, kinds = sprites(64, n)
+    rng = np.random.default_rng(1395)
+    return {
+        f"{i + 1:04} {('Ghost', 'Beetle', 'Robot', 'Cat')[kind]} (No. {i + 1}).png": draw(
+            pixels, rng
+        )
+        for i, (pixels, kind) in enumerate(zip(creatures, kinds))
+    }
+
+
+def draw(pixels, rng):
+    """PNG of one creature (64, 64, 3) before a shape, with alpha; 1 in 8 is a palette image."""
+    soft = Image.fromarray(pixels).filter(ImageFilter.MedianFilter(5))
+    ground = np.asarray(soft, float)[:4].mean((0, 1))
+    apart = abs(np.asarray(soft, float) - ground).max(-1) > 24
+    side = int(rng.integers(96, 161))
+    mask = Image.fromarray(apart).convert("L").filter(ImageFilter.MedianFilter(3))
+    color = [*map(int, rng.integers(60, 256, 3)), int(rng.integers(90, 220))]
+    image = Image.new("RGBA", (side, side), (255, 255, 255, 0))
+    edge, corners = side * rng.uniform(0.02, 0.12), int(rng.integers(2, 8))
+    if corners == 2:
+        ImageDraw.Draw(image).ellipse((edge, edge, side - edge, side - edge), fill=tuple(color))
+    else:
+        circle = (side / 2, side / 2, side / 2 - edge)
+        ImageDraw.Draw(image).regular_polygon(circle, corners, rng.uniform(0, 360), tuple(color))
+    creature = soft.convert("RGBA")
+    creature.putalpha(mask)
+    image.alpha_composite(creature.resize(image.size, Image.Resampling.BICUBIC))
+    if rng.random() < 0.125:
+        image = image.quantize(64)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def page(names):
+    """The HTML of the gallery: relative links with spaces in them."""
+    spirits = (SPIRIT.format(html.escape(f"images/{n}"), i, n[5:-4]) for i, n in enumerate(names))
+    return PAGE.format("\n".join(spirits)).encode()
+
+
+class Gallery(ThreadingHTTPServer):
+    """Serves `files`, {path: bytes, or a function of the handler}, and logs what it was asked.
+
+    `log` has (path, headers, status) of every request.
+    """
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, files, host="127.0.0.1", port=0):
+        super().__init__((host, port), Handler)
+        self.files, self.log = files, []
+        self.url = f"http://{host}:{self.server_address[1]}"
+
+    def handle_error(self, request, client_address):
+        """Visitors may leave early."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        found = self.server.files.get(self.path)
+        if callable(found):
+            found(self)
+        elif found is None:
+            self.reply(404, b"not here")
+        else:
+            etag = f'"{hashlib.sha256(found).hexdigest()[:16]}"'
+            same = self.headers.get("If-None-Match") == etag
+            self.reply(304 if same else 200, b"" if same else found, ETag=etag)
+
+    def reply(self, status, body=b"", length=None, **headers):
+        """Send an answer; `length` is what Content-Length claims."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def send_response(self, status, message=None):
+        self.server.log.append((self.path, dict(self.headers), status))
+        self.send_response_only(status, message)
+        self.send_header("Date", formatdate(usegmt=True))
+
+    def log_message(self, *_):
+        pass
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1 (default 8000)")
+    parser.add_argument("--count", type=int, default=1395, help="pictures (default 1395)")
+    args = parser.parse_args(argv)
+    print(f"drawing {args.count:,} pictures", flush=True)
+    drawn = pictures(args.count)
+    files = {f"/images/{name.replace(' ', '%20')}": body for name, body in drawn.items()}
+    with Gallery(files | {"/spirits": page(drawn)}, port=args.port) as server:
+        print(f"{server.url}/spirits; Ctrl-C ends it", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            pass
+
+
+if __name__ == "__main__":
+    main()
