@@ -814,8 +814,8 @@ def write_file(path, write):
 
 
 def progress(total, unit, done=0):
-    """A tqdm bar on a terminal; without tqdm or a terminal something that stays silent."""
-    if tqdm:
+    """A tqdm bar on a terminal; something silent without either, and in all processes but one."""
+    if tqdm and os.environ.get("RANK", "0") == "0":
         return tqdm(total=total, initial=done, unit=unit, disable=None, dynamic_ncols=True)
     silent = dict.fromkeys(("update", "set_postfix_str", "clear", "close"), lambda *_, **__: None)
     return SimpleNamespace(**silent)

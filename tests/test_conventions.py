@@ -36,7 +36,6 @@ DIFFER = {
     "build_parser": "the script's own flags and defaults",
     "parse_args": "what a trainer checks is a resumed run; the others check their own flags",
     "main": "the paper's networks and optimizers",
-    "parse_args": "the script's own checks",
 }
 # Flags whose default or help differs from script to script because the papers do.
 OWN_FLAGS = {"--lr", "--betas", "--epochs", "--batch-size", "--out", "--d-width", "--norm"}
