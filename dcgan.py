@@ -43,7 +43,7 @@ Departures from the paper
 
 Measured
     On two cores of an AMD EPYC with AVX-512 bfloat16, torch 2.15: 40 epochs of sprites in 241 s;
-    50,000 CIFAR-10 images in 151 to 165 s an epoch (n = 3 undisturbed ones).
+    50,000 CIFAR-10 images in 134 and 138 s an epoch (the last two of 40, undisturbed).
 """
 
 import argparse
