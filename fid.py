@@ -376,7 +376,7 @@ class Moments:
 def measure_images(images, net, args, keep):
     """The Stats of a set of images. `keep`: hold on to all features, for KID and the like.
 
-    Each process of a torchrun takes every world-th batch; all get the whole result.
+    The processes of a torchrun share the images out, and all get the whole result.
     """
     rank, world = world_of()
     home = "cpu" if net.device.type == "mps" else net.device  # MPS has no float64
@@ -421,8 +421,8 @@ def enough(name, n, args):
         raise SystemExit(f"{name}: holds {n} image{'s' * (n != 1)}; a covariance takes two or more")
     if n < FEW and not args.allow_few:
         raise SystemExit(
-            f"{name}: {n:,} images are few: FID grows as N falls, and the covariance of 2,048 "
-            f"features takes {FEW:,} or more. Give more, or --allow-few to compare at equal N"
+            f"{name}: {n:,} images are few: FID grows as N falls, most of all under {FEW:,}, where "
+            "the covariance of 2,048 features loses rank. Give more, or --allow-few"
         )
 
 
