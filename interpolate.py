@@ -193,6 +193,9 @@ def parse_arithmetic(text):
     Seeds are whole numbers, + and - add and subtract, (a, b, ...) is a mean, 0.5 * a scales, and
     parentheses group: Python's own syntax, parsed by Python and never run.
     """
+    for i, letter in enumerate(text):
+        if not letter.isascii():  # a minus sign from a word processor; Pythons point differently
+            raise SyntaxError("not understood", ("", 1, i + 1, text))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
