@@ -42,7 +42,8 @@ Beside pytorch-fid, whose number it gives
        construction, and with N < width small.
 
 Measured
-    Not yet.
+    On two cores of an AMD EPYC with AVX-512 bfloat16, torch 2.15: 4,000 CIFAR-10 images at 2048
+    features in 286 s, with --precision bf16 in 148 s (n = 1); pytorch-fid 0.3.0 took 561 s.
 """
 
 import argparse
@@ -967,8 +968,8 @@ def build_parser():
     add("--device", default="auto", metavar="NAME",
         help="auto, cpu, cuda, cuda:1, mps (default auto: cuda, else mps, else cpu)")
     add("--precision", choices=("fp32", "tf32", "bf16"), default="fp32",
-        help="of the network; tf32 on a GPU and bf16 are faster and shift the result: see Measured "
-             "(default fp32)")
+        help="of the network; tf32 (on a GPU) and bf16 are faster and shift the result: bf16 moved an "
+             "FID of 0.06812 to 0.06820, with random weights (default fp32)")
     return parser
 
 

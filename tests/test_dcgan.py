@@ -677,7 +677,8 @@ def test_on_cuda_it_trains_resumes_and_saves_for_any_machine(folder):
 
 
 def torchrun(*flags, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}"]
     small = "--size 16 --g-width 2 --d-width 2 --z-dim 4 --batch-size 256 --device cpu".split()
     command += [dcgan.__file__, *small, *map(str, flags)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -486,7 +486,14 @@ def test_two_processes_give_the_number_of_one(weights_file, tmp_path):
     real, fake = (write(tmp_path / n, noise(i, 9, 32, 32)) for i, n in enumerate(("r", "f")))
     options = ["--weights", weights_file, "--dims", "64", "--batch-size", "2"]
     alone = results(tmp_path, real, fake, *options)["results"][0]["FID-64"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", fid.__file__]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        fid.__file__,
+    ]
     command += [str(real), str(fake), *options, *FEW, "--json", str(tmp_path / "two.json")]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(

@@ -283,7 +283,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path):
     script = tmp_path / "process.py"
     script.write_text(PROCESS)
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(wgan_gp.__file__).parent)}
-    several = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     found = []
     for how, name in (([sys.executable], "one"), (several, "two")):
         subprocess.run([*how, script, tmp_path / name], env=env, check=True, timeout=300)
