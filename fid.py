@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#     "torch>=2.6", "torchvision>=0.21", "numpy>=2", "scipy>=1.11", "pillow>=10", "tqdm",
+#     "torch>=2.6", "torchvision>=0.21", "numpy>=2", "scipy>=1.11", "pillow>=10.1", "tqdm",
 #     "matplotlib",
 # ]
 # ///
