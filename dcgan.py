@@ -1,6 +1,8 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=2", "pillow>=10.1", "tqdm", "matplotlib"]
+# dependencies = [
+#     "torch>=2.6", "torchvision>=0.21", "numpy>=2", "pillow>=10.1", "tqdm", "matplotlib",
+# ]
 # ///
 """DCGAN: Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
 Networks (Alec Radford, Luke Metz, Soumith Chintala, ICLR 2016, arXiv 1511.06434).

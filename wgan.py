@@ -1,6 +1,8 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=2", "pillow>=10.1", "tqdm", "matplotlib"]
+# dependencies = [
+#     "torch>=2.6", "torchvision>=0.21", "numpy>=2", "pillow>=10.1", "tqdm", "matplotlib",
+# ]
 # ///
 """WGAN: Wasserstein GAN (Martin Arjovsky, Soumith Chintala, Léon Bottou, ICML 2017,
 arXiv 1701.07875, Algorithm 1).

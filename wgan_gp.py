@@ -1,6 +1,8 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=2", "pillow>=10.1", "tqdm", "matplotlib"]
+# dependencies = [
+#     "torch>=2.6", "torchvision>=0.21", "numpy>=2", "pillow>=10.1", "tqdm", "matplotlib",
+# ]
 # ///
 """WGAN-GP: Improved Training of Wasserstein GANs (Ishaan Gulrajani, Faruk Ahmed, Martin
 Arjovsky, Vincent Dumoulin, Aaron Courville, NeurIPS 2017, arXiv 1704.00028, Algorithm 1).
