@@ -1180,8 +1180,15 @@ def test_a_full_disk_costs_the_new_file_alone(gallery, monkeypatch, capsys):
 # ---- Killed -------------------------------------------------------------------------------------
 
 
+AS_ON_A_TERMINAL = (  # a background job's children are born deaf to Ctrl-C
+    "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
 def start(server, *flags):
-    command = [sys.executable, str(SCRIPT), "--url", server.url + "/spirits", "--out", "out"]
+    command = [sys.executable, "-c", AS_ON_A_TERMINAL, str(SCRIPT)]
+    command += ["--url", server.url + "/spirits", "--out", "out"]
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *map(str, flags)], env=env, **pipes)
