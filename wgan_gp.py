@@ -225,18 +225,18 @@ def iteration(G, critic, opt_G, opt_critic, reals, z_dim, gp_weight):
     return torch.stack([c_loss, g_loss, -estimate, penalty, norms.mean()]).detach()
 
 
-def train(G, critic, opt_G, opt_critic, images, run, args):
-    """The loop: epochs of iterations. `run` keeps the books between them."""
+def train(G, critic, opt_G, opt_critic, run, args):
+    """The loop: epochs of iterations. `run` keeps the images and the books."""
 
-    def step(batches):  # uint8 (n_critic, B, 3, size, size)
-        reals = (to_input(batch, args.hflip) for batch in batches)
-        return iteration(G, critic, opt_G, opt_critic, reals, args.z_dim, args.gp_weight)
+    def step():
+        reals = (to_input(batch, args.hflip) for batch in run.draw())
+        run.record(iteration(G, critic, opt_G, opt_critic, reals, args.z_dim, args.gp_weight))
 
     step = replayed(step, (opt_G, opt_critic), args, run.device)
     while run.epoch < args.epochs:
-        order = epoch_batches(len(images), args.batch_size, args.n_critic, run.epoch, args.seed)
-        for batches in run.iterations(order, images):
-            run.record(step(batches))
+        order = epoch_batches(run.n_images, args.batch_size, args.n_critic, run.epoch, args.seed)
+        for _ in run.iterations(order):
+            step()
         run.end_epoch()
 
 
@@ -294,28 +294,20 @@ def place(images, args, device):
     return images
 
 
-def gather(images, order, device):
-    """The batches images[index] for each index of `order`, uint8 (..., 3, size, size) on `device`.
-
-    Images that do not fit on the device are read by a thread, three batches ahead.
-    """
-    if images.device.type == device.type:
-        if device.type == "cuda":  # page-locked, so that the copy need not be waited for
-            order = order.pin_memory().to(device, non_blocking=True)
-        yield from (images[index] for index in order)
-        return
+def read_ahead(images, order, pinned):
+    """images[index] for each index of `order`, read by a thread, three of them ahead."""
 
     def read(index):
-        batch = images[index]
-        return batch.pin_memory() if device.type == "cuda" else batch
+        batches = images[index]
+        return batches.pin_memory() if pinned else batches
 
     with ThreadPoolExecutor(1) as thread:
         ahead = deque(thread.submit(read, index) for index in order[:3])
         for index in [*order[3:], None, None, None][: len(order)]:
-            batch = ahead.popleft().result()
+            batches = ahead.popleft().result()
             if index is not None:
                 ahead.append(thread.submit(read, index))
-            yield batch.to(device, non_blocking=True)
+            yield batches
 
 
 def to_input(batch, hflip=False):
@@ -336,25 +328,22 @@ def replayed(step, opts, args, device):
         return step
     if args.lr_decay:
         for group in (group for opt in opts for group in opt.param_groups):
-            group["lr"] = torch.tensor(float(group["lr"]), device=device)
-    graph, side, calls, batch, values = torch.cuda.CUDAGraph(), torch.cuda.Stream(), 0, None, None
+            group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
+    graph, side, calls = torch.cuda.CUDAGraph(), torch.cuda.Stream(), 0
 
-    def replay(batches):
-        nonlocal calls, batch, values
+    def replay():
+        nonlocal calls
         calls += 1
         if calls <= 3:
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                values = step(batches)
+                step()
             torch.cuda.current_stream().wait_stream(side)
-            return values
+            return
         if calls == 4:
-            batch = batches.clone()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # gather has a thread
-                values = step(batch)
-        batch.copy_(batches)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # one may read ahead
+                step()
         graph.replay()
-        return values
 
     return replay
 
@@ -507,24 +496,37 @@ FORMAT = 1  # of checkpoints and snapshots
 
 
 class Run:
-    """The books of a run: where it stands, its log, samples and checkpoints, and Ctrl-C.
+    """The images and the books of a run: where it stands, its log, samples, checkpoints, Ctrl-C.
 
     `parts` maps names to the networks and optimizers that a checkpoint holds: G, G_ema (unless
     --ema 0), the second network, opt_G and its opponent. `checkpoint` is one to go on from.
+    An iteration begins with draw() and ends with record(). Both leave everything on the device, in
+    buffers that stay where they are, found by a counter that is there too: a graph can hold them.
     """
 
-    STATE = ("epoch", "done", "step", "seconds", "log", "losses")
+    STATE = ("epoch", "done", "step", "seconds", "log")
 
-    def __init__(self, args, device, parts, n_images, checkpoint=None):
+    def __init__(self, args, device, parts, images, checkpoint=None):
         self.args, self.device, self.parts, self.out = args, device, parts, Path(args.out)
         self.nets = {k: p for k, p in parts.items() if isinstance(p, nn.Module)}
         self.opts = {k: p for k, p in parts.items() if isinstance(p, torch.optim.Optimizer)}
         self.rank, self.world = world_of()
-        self.n_images, per_iteration = n_images, getattr(args, "n_critic", 1)
+        self.images, self.n_images = images, len(images)
+        per_iteration = getattr(args, "n_critic", 1)
         self.batch = args.batch_size * per_iteration  # images per iteration
-        self.steps = args.epochs * (n_images // args.batch_size) // per_iteration
+        batches = self.n_images // args.batch_size  # per epoch
+        self.steps = args.epochs * batches // per_iteration
         self.epoch = self.done = self.step = 0  # done: iterations of the epoch that runs
-        self.seconds, self.log, self.losses = 0.0, [], None
+        self.seconds, self.log = 0.0, []
+
+        rows, share = -(-batches // per_iteration), args.batch_size // self.world
+        self.losses = torch.zeros(rows, len(COLUMNS), device=device)
+        self.cursor = torch.zeros(1, dtype=torch.int64, device=device)  # `done`, on the device
+        self.order = torch.zeros(rows, per_iteration, share, dtype=torch.int64, device=device)
+        self.batches = None  # a place for the batches of images that are not on the device
+        if images.device.type != device.type:
+            shape = per_iteration, share, *images.shape[1:]
+            self.batches = torch.empty(shape, dtype=torch.uint8, device=device)
         if checkpoint:
             self.load(checkpoint)
         if self.rank:  # the first process goes on with the stream of numbers it had
@@ -561,28 +563,44 @@ class Run:
         self.stop = number
         signal.signal(number, self.handlers[number])
 
-    def iterations(self, order, images):
-        """The rest of the epoch's iterations, this process's share of each: the images of `order`,
-        uint8 (per_iteration, batch_size / processes, 3, size, size)."""
-        if self.losses is None:
-            self.losses = torch.zeros(len(order), len(COLUMNS), device=self.device)
-        self.losses = self.losses.to(self.device)
-        order = order[self.done :, :, self.rank :: self.world]
-        for batches in gather(images, order, self.device):
-            left = 1 - self.step / self.steps if self.args.lr_decay else 1.0
+    def iterations(self, order):
+        """Go through the rest of the epoch whose image numbers are `order`, (iterations,
+        per_iteration, batch_size); every world-th image of a batch is this process's."""
+        order = order[:, :, self.rank :: self.world]
+        self.order[: len(order)] = order
+        self.cursor.fill_(self.done)
+        left = order[self.done :]
+        if self.batches is not None:
+            left = read_ahead(self.images, left, self.device.type == "cuda")
+        for batches in left:
+            rate = 1 - self.step / self.steps if self.args.lr_decay else 1.0
             for group in (group for opt in self.opts.values() for group in opt.param_groups):
                 if torch.is_tensor(group["lr"]):
-                    group["lr"].fill_(self.args.lr * left)
+                    group["lr"].fill_(self.args.lr * rate)
                 else:
-                    group["lr"] = self.args.lr * left
-            yield batches
+                    group["lr"] = self.args.lr * rate
+            if self.batches is not None:
+                self.batches.copy_(batches, non_blocking=True)
+            yield
+            self.count()
+
+    def draw(self):
+        """The iteration's real images, uint8 (per_iteration, B, 3, size, size)."""
+        if self.batches is not None:
+            return self.batches
+        return self.images[self.order.index_select(0, self.cursor)[0]]
 
     def record(self, values):
-        """Book one iteration and its (len(COLUMNS),) values, without waiting for the device."""
-        self.losses[self.done] = values
+        """Book the iteration's (len(COLUMNS),) values."""
+        self.losses.index_copy_(0, self.cursor, values[None])
+        self.cursor += 1
+
+    def count(self):
+        """Count an iteration, without waiting for the device; then save or stop, if it is time."""
         self.done, self.step = self.done + 1, self.step + 1
         self.bar.update(self.batch)
         if self.device.type == "cpu":
+            values = self.losses[self.done - 1]
             self.bar.set_postfix_str(show(values), refresh=False)
             if not values.isfinite().all():
                 self.check()
@@ -590,6 +608,8 @@ class Run:
             self.save()
             print(f"\nstopped in epoch {self.epoch + 1} after step {self.step:,}; to go on:")
             print(f"    python {SCRIPT} --out {self.out} --resume")
+            if dist.is_initialized():  # all stop here, and leave together
+                dist.destroy_process_group()
             raise SystemExit(128 + stop)
         if time.perf_counter() - self.saved > 600:
             self.save()
@@ -605,11 +625,11 @@ class Run:
     def end_epoch(self):
         """Log, samples, snapshot, and last of all the checkpoint."""
         self.check()
-        means = self.losses.mean(0)
+        means = self.losses[: self.done].mean(0)
         if self.world > 1:
             dist.all_reduce(means)
             means /= self.world
-        self.epoch, self.done, self.losses = self.epoch + 1, 0, None
+        self.epoch, self.done = self.epoch + 1, 0
         row = {"epoch": self.epoch, "step": self.step, "images": self.step * self.batch}
         row |= {"seconds": round(self.elapsed(), 1)}
         self.log.append(row | {k: round(v, 6) for k, v in zip(COLUMNS, means.tolist())})
@@ -645,7 +665,7 @@ class Run:
 
     def check(self):
         """Stop at losses or weights that are not finite, before they reach a checkpoint."""
-        bad = [] if self.losses is None else (~self.losses[: self.done].isfinite()).any(1).nonzero()
+        bad = (~self.losses[: self.done].isfinite()).any(1).nonzero()
         values = [v for net in self.nets.values() for v in net.state_dict().values()]
         if len(bad) or not all(v.isfinite().all() for v in values):
             step = self.step - self.done + int(bad[0]) + 1 if len(bad) else self.step
@@ -668,6 +688,7 @@ class Run:
         self.seconds, self.clock = self.elapsed(), time.perf_counter()
         checkpoint = self.header() | {name: part.state_dict() for name, part in self.parts.items()}
         checkpoint |= {name: getattr(self, name) for name in (*self.STATE, "n_images")}
+        checkpoint["losses"] = self.losses[: self.done].clone()
         checkpoint["rng"] = {"cpu": torch.get_rng_state()}
         if self.device.type != "cpu":
             rng = getattr(torch, self.device.type).get_rng_state()
@@ -682,6 +703,8 @@ class Run:
                 part.load_state_dict(checkpoint[name])
             for name in self.STATE:
                 setattr(self, name, checkpoint[name])
+            if self.done:
+                self.losses[: self.done] = checkpoint["losses"][: self.done]
             torch.set_rng_state(checkpoint["rng"]["cpu"])
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             path = self.out / "checkpoint.pt"
@@ -1228,7 +1251,7 @@ def main(argv=None):
     parts = {"G": G, "critic": critic, "opt_G": opts[0], "opt_critic": opts[1]}
     if args.ema:
         parts["G_ema"] = copy.deepcopy(G).eval().requires_grad_(False)
-    run = Run(args, device, parts, len(images), checkpoint)
+    run = Run(args, device, parts, images, checkpoint)
     if args.ema:
         average_weights(parts["G_ema"], G, opts[0], args.ema, run.step)
     if precision == "bf16":
@@ -1237,7 +1260,7 @@ def main(argv=None):
 
     run.start(device_name, precision)
     try:
-        train(G, critic, *opts, images, run, args)
+        train(G, critic, *opts, run, args)
     finally:
         run.close()
     print(f"done in {run.elapsed():,.0f} s: look at {run.out / 'samples'}")

@@ -1,17 +1,189 @@
-"""What only a CUDA device can show, for all three trainers. Skipped where there is none."""
+"""CUDA graphs: what they ask of an iteration, shown on a CPU, and what only a GPU can show.
+
+On a CPU a tape takes the graph's place. It holds the kernels of one step with the memory that they
+were recorded with, and runs them again without a line of Python. What a graph would miss it misses
+as well: a counter in Python, a buffer that is made anew, a number that the host reads.
+"""
 
 import csv
 import importlib
+import os
+import signal
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
-SMALL = "--size 32 --g-width 16 --d-width 16 --batch-size 64 --device cuda --cache data".split()
 TRAINERS = ["dcgan", "wgan", "wgan_gp"]
+TINY = "--g-width 4 --d-width 4 --size 16 --z-dim 8 --batch-size 16 --precision fp32".split()
+
+# ---- On a CPU: a tape in the graph's place ------------------------------------------------------
+
+
+class Tape(TorchDispatchMode):
+    """The kernels that ran while it was on, with their memory; replay() runs them again."""
+
+    WAIT = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.kernels, self.replays = [], 0
+
+    def __torch_dispatch__(self, kernel, types, args=(), kwargs=None):
+        assert kernel._schema.name.split("::")[1] not in self.WAIT, f"{kernel} reads the device"
+        made = kernel(*args, **(kwargs or {}))
+        self.kernels.append((kernel, args, kwargs or {}, made))
+        return made
+
+    @torch.no_grad()
+    def replay(self):
+        self.replays += 1
+        if self.replays == 1:  # recording on a tape has run the kernels, as a graph's has not
+            return
+        for kernel, args, kwargs, made in self.kernels:
+            for old, new in zip(tree_leaves(made), tree_leaves(kernel(*args, **kwargs))):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@pytest.fixture
+def taped(monkeypatch):
+    """Let a trainer's replayed() meet tapes for graphs: the list of those that it records."""
+    tapes = []
+
+    def make():
+        tapes.append(Tape())
+        return tapes[-1]
+
+    @contextmanager
+    def record(tape, capture_error_mode):
+        assert capture_error_mode == "thread_local" and not tape.kernels
+        with tape:
+            yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fakes = {"CUDAGraph": make, "graph": record, "stream": lambda _: nullcontext()}
+    fakes |= {"Stream": lambda: stream, "current_stream": lambda: stream}
+
+    def patch(module):
+        replayed, device = module.replayed, SimpleNamespace(type="cuda")
+        monkeypatch.setattr(module, "replayed", lambda *args: replayed(*args[:3], device))
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        return tapes
+
+    return patch
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a trainer on 83 small images, five batches of 16 and three left: its checkpoint."""
+    pixels = np.random.default_rng(1).integers(0, 256, (83, 16, 16, 3), np.uint8)
+    np.save(tmp_path / "images.npy", pixels)
+    monkeypatch.chdir(tmp_path)
+
+    def run(module, out, *flags):
+        flags = ["--out", out, "--device", "cpu", *map(str, flags)]
+        module.main(["--data", "images.npy", *TINY, *flags])
+        return torch.load(f"{out}/checkpoint.pt", weights_only=True)
+
+    return run
+
+
+def same(a, b, within=0.0):
+    """Whether two checkpoints are equal, to the bit or `within`, but for times and folders."""
+    if isinstance(a, dict):
+        keys = a.keys() - {"seconds", "out", "resume"}
+        return a.keys() == b.keys() and all(same(a[k], b[k], within) for k in keys)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y, within) for x, y in zip(a, b))
+    if within and isinstance(a, (float, torch.Tensor)):
+        return torch.allclose(*(torch.as_tensor(x).double() for x in (a, b)), within, within)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("flags", [[], ["--lr-decay", "--ema", 0], ["--hflip", "--norm", "none"]])
+@pytest.mark.parametrize("script", TRAINERS)
+def test_a_replayed_iteration_is_one_that_python_runs(taped, run, script, flags):
+    """To the bit: draws of images and latents, updates, average, losses, over several epochs."""
+    if script == "wgan" and "--lr-decay" in flags:
+        pytest.skip("on a CPU, RMSprop reads a rate that is a tensor")
+    module = importlib.import_module(script)
+    epochs = ["--epochs", 4 if script == "dcgan" else 9]
+    plain = run(module, "plain", *flags, *epochs)
+    tapes = taped(module)
+    replayed = run(module, "replayed", *flags, *epochs)
+    assert len(tapes) == 1 and tapes[0].replays == plain["step"] - 3 >= 6
+    assert same(plain, replayed, 1e-5 if "--lr-decay" in flags else 0.0)  # rates in float32
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_a_replayed_run_stopped_in_mid_epoch_goes_on_to_the_same_end(
+    taped, run, script, monkeypatch
+):
+    module = importlib.import_module(script)
+    flags = ["--epochs", 6, "--n-critic", 2] if script != "dcgan" else ["--epochs", 3]
+    plain = run(module, "plain", *flags)
+    taped(module)
+    count = module.Run.count
+
+    def interrupted(self):
+        if self.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return count(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Run, "count", interrupted)
+        with pytest.raises(SystemExit) as stop:
+            run(module, "parts", *flags)
+    assert stop.value.code == 130
+    assert same(plain, run(module, "parts", *flags, "--resume"))
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_images_that_are_read_ahead_fill_what_the_graph_reads(taped, run, script, monkeypatch):
+    module = importlib.import_module(script)
+    plain = run(module, "plain", "--epochs", 5)
+    tapes, init = taped(module), module.Run.__init__
+
+    def elsewhere(self, args, device, parts, images, *rest):
+        init(self, args, device, parts, images, *rest)
+        shape = getattr(args, "n_critic", 1), args.batch_size, *images.shape[1:]
+        self.batches = torch.empty(shape, dtype=torch.uint8)
+
+    monkeypatch.setattr(module.Run, "__init__", elsewhere)
+    assert same(plain, run(module, "ahead", "--epochs", 5))
+    assert tapes[0].replays > 1
+
+
+def test_the_tape_misses_what_a_graph_misses():
+    """A counter in Python, a new buffer and a number read by the host are all noticed."""
+    x, state = torch.zeros(3), {"calls": 0, "buffer": torch.zeros(3)}
+
+    def step():
+        state["calls"] += 1
+        state["buffer"] = x + state["calls"]
+        x.add_(state["buffer"])
+
+    tape = Tape()
+    with tape:
+        step()
+    before = state["buffer"]
+    for _ in range(3):
+        tape.replay()
+    assert state["calls"] == 1 and x.tolist() == [7] * 3 and before is state["buffer"]
+    with pytest.raises(AssertionError, match="reads the device"), Tape():
+        x.sum().item()
+
+
+# ---- On a GPU -----------------------------------------------------------------------------------
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+SMALL = "--size 32 --g-width 16 --d-width 16 --batch-size 64 --device cuda --cache data".split()
 
 
 @pytest.fixture
@@ -28,12 +200,14 @@ def train(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.gpu
+@needs_cuda
 @pytest.mark.parametrize("flags", [[], ["--lr-decay"], ["--hflip", "--ema", "0"]])
 @pytest.mark.parametrize("script", TRAINERS)
-def test_graph_and_eager_runs_agree(train, script, flags):
+def test_graph_and_eager_runs_agree(train, script, flags, monkeypatch):
     epochs = 2 if script == "dcgan" else 9  # 64 or 57 iterations
     flags = ["--precision", "fp32", "--epochs", epochs, *flags]
-    torch.backends.cudnn.allow_tf32 = False
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     graph = train(script, *flags, out="graph")
     eager = train(script, *flags, "--no-graph", out="eager")
     assert int(graph[-1]["step"]) >= 50
@@ -42,6 +216,8 @@ def test_graph_and_eager_runs_agree(train, script, flags):
             assert float(a[column]) == pytest.approx(float(b[column]), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.gpu
+@needs_cuda
 @pytest.mark.parametrize("script", TRAINERS)
 def test_a_resumed_graph_goes_on_where_it_stopped(train, script):
     flags = ["--precision", "fp32"]
@@ -53,17 +229,19 @@ def test_a_resumed_graph_goes_on_where_it_stopped(train, script):
         assert float(a[column]) == pytest.approx(float(b[column]), rel=1e-2, abs=1e-3)
 
 
+@pytest.mark.gpu
+@needs_cuda
 @pytest.mark.parametrize("script", TRAINERS)
 def test_nothing_waits_for_the_device_inside_an_epoch(train, script, monkeypatch):
     module = importlib.import_module(script)
     iterations, watched = module.Run.iterations, []
 
-    def watch(self, order, images):
-        for i, batches in enumerate(iterations(self, order, images)):
+    def watch(self, order):
+        for i, _ in enumerate(iterations(self, order)):
             if self.epoch and not i:  # the first epoch records the graph
                 torch.cuda.set_sync_debug_mode("error")
                 watched.append(self.epoch)
-            yield batches
+            yield
         torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(module.Run, "iterations", watch)
@@ -74,6 +252,8 @@ def test_nothing_waits_for_the_device_inside_an_epoch(train, script, monkeypatch
     assert watched == [1, 2]
 
 
+@pytest.mark.gpu
+@needs_cuda
 @pytest.mark.parametrize("script", TRAINERS)
 def test_images_that_do_not_fit_are_streamed(train, script, monkeypatch):
     module = importlib.import_module(script)
@@ -85,6 +265,8 @@ def test_images_that_do_not_fit_are_streamed(train, script, monkeypatch):
         assert float(a[column]) == pytest.approx(float(b[column]), rel=1e-2, abs=1e-3)
 
 
+@pytest.mark.gpu
+@needs_cuda
 @pytest.mark.parametrize("script", TRAINERS)
 def test_a_run_from_a_cpu_goes_on_with_a_graph(train, script):
     train(script, "--device", "cpu", "--epochs", 1)

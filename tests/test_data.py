@@ -1480,31 +1480,24 @@ def test_input_and_sample_are_inverse():
     assert torch.equal(dcgan.sample(Echo(), dcgan.to_input(images)), images)
 
 
-def test_batches_are_gathered_from_a_mapped_file(tmp_path, load):
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
+def test_a_thread_reads_ahead_from_a_mapped_file(tmp_path, load, n):
     np.save(tmp_path / "set.npy", noise(10, 16, 16, 3))
     images, _, _ = load(tmp_path / "set.npy")
-    order = torch.tensor([[[7, 0, 7]], [[1, 2, 3]]])
-    batches = list(dcgan.gather(images, order, torch.device("cpu")))
-    assert len(batches) == 2 and batches[0].shape == (1, 3, 3, 16, 16)
-    assert torch.equal(batches[0][0], images[[7, 0, 7]])
-    assert torch.equal(batches[1][0], images[[1, 2, 3]])
+    seen = []
 
-
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
-def test_a_thread_reads_ahead_what_is_not_on_the_device(n):
     class Images:
-        device, seen = torch.device("cpu"), []
-
         def __getitem__(self, index):
-            self.seen.append((threading.current_thread(), index.tolist()))
-            return torch.zeros(len(index), 3, 16, 16, dtype=torch.uint8)
+            seen.append((threading.current_thread(), index.tolist()))
+            return images[index]
 
-    images, order = Images(), torch.arange(2 * n).view(n, 2)
-    batches = dcgan.gather(images, order, torch.device("meta"))
-    assert next(batches).device.type == "meta"
-    assert len(list(batches)) == n - 1
-    assert [index for _, index in images.seen] == order.tolist()
-    assert threading.current_thread() not in [thread for thread, _ in images.seen]
+    order = torch.arange(6 * n).view(n, 2, 3) % 10
+    batches = dcgan.read_ahead(Images(), order, pinned=False)
+    assert torch.equal(next(batches), images[order[0]])
+    assert len(seen) <= 4  # of which one was for the iteration after the next two
+    assert [torch.equal(b, images[i]) for b, i in zip(batches, order[1:])] == [True] * (n - 1)
+    assert [index for _, index in seen] == order.tolist()
+    assert threading.current_thread() not in [thread for thread, _ in seen]
 
 
 def test_hflip_mirrors_about_half_and_does_nothing_else():

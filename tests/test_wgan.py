@@ -176,7 +176,7 @@ def test_n_critic_updates_per_generator_update_across_epochs_and_resumes(
     folder, monkeypatch, stops
 ):
     """7 epochs of 5 batches, 3 batches an iteration: 11 iterations and 2 batches not yet taken."""
-    sequence, seen, descend, gather = [], [], wgan.descend, wgan.gather
+    sequence, seen, descend, draw = [], [], wgan.descend, wgan.Run.draw
 
     def note(opt, loss):
         sequence.append(
@@ -184,19 +184,20 @@ def test_n_critic_updates_per_generator_update_across_epochs_and_resumes(
         )
         descend(opt, loss)
 
-    def note_batches(images, order, device):
-        seen.extend(tuple(index.tolist()) for index in order.flatten(0, 1))
-        return gather(images, order, device)
+    def note_batches(run):
+        seen.extend(draw(run))
+        return draw(run)
 
     critic_size = len(list(wgan.Critic(16, 4).parameters()))
     assert critic_size != len(list(wgan.Generator(16, 8, 4).parameters()))
     monkeypatch.setattr(wgan, "descend", note)
-    monkeypatch.setattr(wgan, "gather", note_batches)
+    monkeypatch.setattr(wgan.Run, "draw", note_batches)
     for i, epochs in enumerate(stops):
         run("--n-critic", 3, "--epochs", epochs, *["--resume"] * (i > 0))
     assert sequence == (["critic"] * 3 + ["G"]) * 11
     stream = [np.random.default_rng([0, e]).permutation(83)[:80].reshape(5, 16) for e in range(7)]
-    assert seen == [tuple(batch.tolist()) for batch in np.concatenate(stream)[:33]]
+    images = torch.from_numpy(np.load("images.npy").transpose(0, 3, 1, 2))
+    assert torch.equal(torch.stack(seen), images[np.concatenate(stream)[:33]])
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 83])

@@ -276,6 +276,8 @@ loss = wgan_gp.critic_loss(critic(real[share]), critic(fake[share])) + 10 * pena
 wgan_gp.descend(torch.optim.SGD(critic.parameters(), 0.0), loss)
 if rank == 0:
     torch.save([p.grad for p in critic.parameters()], sys.argv[1])
+if dist.is_initialized():
+    dist.destroy_process_group()
 """
 
 

@@ -14,12 +14,14 @@ also takes the shipped loop's measures away one by one.
 import argparse
 import copy
 import importlib
+import itertools
+import math
 import platform
 import statistics
 import sys
 import time
-import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -159,28 +161,35 @@ def shipped(script, images, device, batch_size, precision="auto", channels_last=
             for layer in net.modules():
                 layer.__dict__.pop("forward", None) if layer is not net else None
 
-    def orders():
-        for epoch in range(1_000_000):
-            yield from module.epoch_batches(len(images), batch_size, n_critic, epoch, 0)
+    flags = f"--batch-size {batch_size} --epochs 1000000 --size {images.shape[-1]}".split()
+    args = module.parse_args([*flags, *["--no-graph"] * (without == "graph")])
+    run = module.Run(args, device, {"G": G, "D": D, "opt_G": opts[0], "opt_D": opts[1]}, images)
+    run.saved = math.inf  # no checkpoints
+    run.bar = SimpleNamespace(update=lambda n: None, set_postfix_str=lambda text, refresh: None)
 
-    order = orders()
-
-    def iterate(batches):
-        reals = [module.to_input(batch) for batch in batches]
+    def iterate():
+        reals = [module.to_input(batch) for batch in run.draw()]
         descend = module.descend
         if without == "inputs":  # gradients of all parameters, as .backward() alone computes them
             module.descend = backward_all(opts)
         try:
             real = reals[0] if script == "dcgan" else reals
-            return module.iteration(G, D, *opts, real, 100, *extra)
+            run.record(module.iteration(G, D, *opts, real, 100, *extra))
         finally:
             module.descend = descend
 
-    flags = types.SimpleNamespace(no_graph=without == "graph", lr_decay=False)
-    iterate = module.replayed(iterate, opts, flags, device)
+    def iterations():
+        for epoch in itertools.count():
+            run.done = 0
+            yield from run.iterations(
+                module.epoch_batches(len(images), batch_size, n_critic, epoch, 0)
+            )
+
+    iterate, going = module.replayed(iterate, opts, args, device), iterations()
 
     def step():
-        return iterate(images[next(order)])
+        next(going)
+        iterate()
 
     if without == "one call":
         forward = D.forward
