@@ -751,7 +751,7 @@ def open_source(data, size, cache):
         if path.is_dir():
             found = [Path(d, f) for d, _, files in os.walk(path, onerror=stop) for f in files]
             names = [file.relative_to(path).as_posix() for file in found]
-            names = sorted(filter(is_image, names))
+            names = images_among(names)
             files = [path / name for name in names]
             stats = [file.stat() if file.exists() else file.lstat() for file in files]
             stamp = [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats)]
@@ -759,7 +759,7 @@ def open_source(data, size, cache):
         stamp = [path.stat().st_size, path.stat().st_mtime_ns]
         if suffix == ".zip":
             archive = zipfile.ZipFile(path)  # read in place: its names never become paths
-            names = sorted(filter(is_image, archive.namelist()))
+            names = images_among(archive.namelist())
             read = archive.read
             return file_source(path, stamp, names, lambda i: open_image(io.BytesIO(read(names[i]))))
         if suffix in (".npy", ".npz"):
@@ -789,6 +789,12 @@ def open_source(data, size, cache):
 def stop(error):
     """For os.walk, which by itself leaves out a folder that it may not open."""
     raise error
+
+
+def images_among(names):
+    """The sorted names of images; the contact sheet beside a scraper's manifest is none."""
+    sheets = {name[:-14] + "contact.png" for name in names if name.endswith("manifest.jsonl")}
+    return sorted(name for name in names if is_image(name) and name not in sheets)
 
 
 def is_image(name):

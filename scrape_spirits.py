@@ -22,7 +22,7 @@ Writes to --out (default data/spirits)
     NAME-1a2b3c4d.png      a picture as it came, with the beginning of its sha256; the same bytes
                            are kept once, under the name that comes first in the gallery
     manifest.jsonl         a line per address: file, sha256, size, status, time, ...
-    .contact.png           all pictures at a glance; hidden, so that training leaves it out
+    contact.png            all pictures at a glance; beside a manifest, training leaves it out
     .lock                  keeps a second run out of the folder
 
 Manners
@@ -951,8 +951,8 @@ def scrape(pictures, failed, web, args, folder):
             print(describe(kept, folder.out), flush=True)
         if kept and web.reason != CTRL_C:
             sheet = contact_sheet([folder.out / record["file"] for record in kept])
-            write_file(folder.out / ".contact.png", lambda f: sheet.save(f, "PNG"))
-            print(f"all at a glance: {folder.out / '.contact.png'}", flush=True)
+            write_file(folder.out / "contact.png", lambda f: sheet.save(f, "PNG"))
+            print(f"all at a glance: {folder.out / 'contact.png'}", flush=True)
     if web.reason == CTRL_C:
         print("stopped by Ctrl-C; the same command goes on")
         raise SystemExit(130)

@@ -105,10 +105,11 @@ def run(server, *flags, page="/spirits", out="out"):
 
 
 def shown(out="out"):
-    """{name: bytes} of what a user sees in the folder, but for the manifest."""
-    files = {p.name: p.read_bytes() for p in sorted(Path(out).glob("[!.]*"))}
-    files.pop("manifest.jsonl", None)
-    return files
+    """{name: bytes} of what a user sees in the folder, but for the manifest and the sheet."""
+    paths = sorted(Path(out).glob("[!.]*"))
+    return {
+        p.name: p.read_bytes() for p in paths if p.name not in ("manifest.jsonl", "contact.png")
+    }
 
 
 def manifest(out="out"):
@@ -151,13 +152,18 @@ def test_the_gallery_of_the_report(gallery, capsys):
 
 def test_training_sees_the_pictures_and_nothing_else(gallery):
     assert run(gallery) == 0
-    with Image.open("out/.contact.png") as sheet:
+    with Image.open("out/contact.png") as sheet:
         assert sheet.size == (4 * 48, 3 * 48)
         assert len(set(sheet.crop((0, 0, 48, 48)).get_flattened_data())) > 10
-    images, labels, names = dcgan.load_data("out", 64, cache="cache")
+    shutil.make_archive("set", "zip", "out")
+    shutil.copytree("out", "whole/inner")
     expected = [dcgan.square(Image.open(io.BytesIO(body)), 64) for body in DRAWN.values()]
-    assert np.array_equal(images, expected)
-    assert labels.tolist() == [0] * 12 and len(names) == 1
+    for data in ("out", "set.zip", "whole"):
+        images, labels, names = dcgan.load_data(data, 64, cache="cache")
+        assert np.array_equal(images, expected)
+        assert labels.tolist() == [0] * 12 and len(names) == 1
+    Path("out/manifest.jsonl").unlink()  # a picture of that name in any other folder is one
+    assert len(dcgan.load_data("out", 64, cache="cache")[0]) == 13
 
 
 def test_the_manifest_says_what_came_from_where(gallery):
