@@ -597,6 +597,7 @@ def pick_device(device, precision):
         raise SystemExit(f"--device {device}: not to be used here ({first_line(error)})")
     device, name, bf16 = torch.device(device), device, False
     if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # streams and graphs belong to the current one
         name, bf16 = torch.cuda.get_device_name(device), torch.cuda.get_device_capability()[0] >= 8
     if device.type == "cpu":
         name, cpuinfo = f"cpu ({torch.get_num_threads()} threads)", Path("/proc/cpuinfo")

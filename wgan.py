@@ -432,6 +432,7 @@ def pick_device(device, precision):
         raise SystemExit(f"--device {device}: not to be used here ({first_line(error)})")
     device, name, bf16 = torch.device(device), device, False
     if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # streams and graphs belong to the current one
         name, bf16 = torch.cuda.get_device_name(device), torch.cuda.get_device_capability()[0] >= 8
     if device.type == "cpu":
         name, cpuinfo = f"cpu ({torch.get_num_threads()} threads)", Path("/proc/cpuinfo")
@@ -607,7 +608,7 @@ class Run:
         return int(stop)
 
     def end_epoch(self):
-        """Log, samples, snapshot, and last of all the checkpoint."""
+        """Log, samples, snapshot, and last of all the checkpoint, if one is due."""
         self.check()
         means = self.losses[: self.done].mean(0)
         if self.world > 1:
@@ -624,7 +625,8 @@ class Run:
         print(f"{speed:,.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
         if self.rank == 0:
             self.write_epoch()
-        self.save()
+        if self.epoch in (1, self.args.epochs) or time.perf_counter() - self.saved > 10:
+            self.save()  # not always: a fast GPU's epoch takes as long as the writing
 
     def write_epoch(self):
         G, name = self.nets.get("G_ema", self.nets["G"]), f"epoch_{self.epoch:04}"
@@ -712,7 +714,7 @@ class Run:
         table.writeheader()
         table.writerows(self.log)
         write_file(self.out / "log.csv", lambda f: f.write(text.getvalue().encode()))
-        recent = time.perf_counter() - self.drawn < 10  # seconds; epochs may be shorter than a plot
+        recent = time.perf_counter() - self.drawn < 10  # as for the checkpoint
         if not find_spec("matplotlib") or (recent and self.epoch < self.args.epochs):
             return
         from matplotlib.figure import Figure

@@ -155,7 +155,8 @@ def shipped(script, images, device, batch_size, precision="auto", channels_last=
         module.low_precision(D, device)
     n_critic = 1 if script == "dcgan" else 5
     extra = {"dcgan": (), "wgan": (0.01,), "wgan_gp": (10.0,)}[script]
-    images = images.to(device) if device.type == "cuda" else images
+    if device.type == "cuda" and without != "memory":
+        images = images.to(device)
     if without == "products":
         for net in (G, D):
             for layer in net.modules():
@@ -164,6 +165,9 @@ def shipped(script, images, device, batch_size, precision="auto", channels_last=
     flags = f"--batch-size {batch_size} --epochs 1000000 --size {images.shape[-1]}".split()
     args = module.parse_args([*flags, *["--no-graph"] * (without == "graph")])
     run = module.Run(args, device, {"G": G, "D": D, "opt_G": opts[0], "opt_D": opts[1]}, images)
+    if without == "memory":  # as if they did not fit on the device: a thread reads ahead
+        run.batches = torch.empty(n_critic, batch_size, *images.shape[1:], dtype=torch.uint8)
+        run.batches = run.batches.to(device)
     run.saved = math.inf  # no checkpoints
     run.bar = SimpleNamespace(update=lambda n: None, set_postfix_str=lambda text, refresh: None)
 
@@ -254,6 +258,7 @@ def main():
             steps["shipped, contiguous"] = shipped(script, *setting, channels_last=False)
             steps["shipped, convolutions"] = shipped(script, *setting, without="products")
             steps["shipped, all gradients"] = shipped(script, *setting, without="inputs")
+            steps["shipped, read from disk"] = shipped(script, *setting, without="memory")
             if device.type == "cuda":
                 steps["shipped, no graph"] = shipped(script, *setting, without="graph")
             if script == "wgan_gp":
