@@ -562,11 +562,11 @@ class Run:
         """The iteration's real images, uint8 (per_iteration, B, 3, size, size)."""
         if self.batches is not None:
             return self.batches
-        return self.images[self.order.index_select(0, self.cursor)[0]]
+        return self.images[self.order[self.cursor][0]]
 
     def record(self, values):
         """Book the iteration's (len(COLUMNS),) values."""
-        self.losses.index_copy_(0, self.cursor, values[None])
+        self.losses[self.cursor] = values
         self.cursor += 1
 
     def count(self):
