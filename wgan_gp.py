@@ -544,6 +544,8 @@ class Run:
         facts |= {"python": platform.python_version(), "processes": self.world}
         text, here = json.dumps(facts, indent=2), Path(__file__).resolve()
         if self.rank == 0:
+            for partial in self.out.rglob(".*.tmp"):  # of a run that was killed in mid-file
+                partial.unlink()
             write_file(self.out / "args.json", lambda f: f.write(text.encode()))
             if here != (self.out / SCRIPT).resolve():
                 write_file(self.out / SCRIPT, lambda f: f.write(here.read_bytes()))

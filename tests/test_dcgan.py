@@ -389,6 +389,17 @@ def test_ctrl_c_stops_after_an_iteration_and_loses_nothing(folder, monkeypatch, 
     assert_same(load("whole/checkpoint.pt"), load("parts/checkpoint.pt"))
 
 
+def test_what_a_killed_run_left_half_written_is_cleared_away(folder):
+    run("--epochs", 1)
+    left = [Path("runs/dcgan", name) for name in (".checkpoint.pt.7.tmp", "samples/.a.png.7.tmp")]
+    for path in left:
+        path.write_bytes(b"half")
+    dcgan.main("--resume --epochs 2".split())
+    assert (
+        not any(path.exists() for path in left) and load("runs/dcgan/checkpoint.pt")["epoch"] == 2
+    )
+
+
 def test_the_run_folder_holds_what_it_should(folder):
     run("--epochs", 3)
     out = folder / "runs" / "dcgan"
