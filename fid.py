@@ -381,34 +381,41 @@ def measure_images(images, net, args, keep):
     """
     rank, world = world_of()
     home = "cpu" if net.device.type == "mps" else net.device  # MPS has no float64
-    moments, rows, waiting = Moments(net.dims, home), [], []
+    moments, numbers, filled = Moments(net.dims, home), [], 0
+    # A few large buffers are filled: many small tensors that stay would leave the heap in pieces.
+    block = torch.empty(max(1024, args.batch_size), net.dims, device=net.device)
+    rows = images.n if keep or images.n < net.dims else 0
+    widths = [net.dims] if net.fc is None else [net.dims, 1008]
+    kept = [torch.empty(rows, width) for width in widths]  # features, and logits
     bar = progress(images.n, "image")
     for index, batch in images.batches(rank, world):
-        features, logits = net(batch)
-        waiting.append(features)
-        if keep or moments.n + sum(map(len, waiting)) <= net.dims:
-            rows.append((index, features.cpu(), None if logits is None else logits.cpu()))
-        if sum(map(len, waiting)) >= 1024:  # few and large matrix products
-            moments.add(torch.cat(waiting))
-            waiting.clear()
+        found = net(batch)
+        if filled + len(index) > len(block):  # few and large matrix products
+            moments.add(block[:filled])
+            filled = 0
+        block[filled : filled + len(index)] = found[0]
+        filled += len(index)
+        numbers += index
+        for each, values in zip(kept if rows else [], found):
+            each[list(index)] = values.cpu()
         bar.update(len(index) * world)
     bar.close()
-    if waiting:
-        moments.add(torch.cat(waiting))
+    if filled:
+        moments.add(block[:filled])
+    kept = [each[numbers] for each in kept if rows]
     if world > 1:
-        parts = [None] * world
-        dist.all_gather_object(parts, (moments.n, moments.mean.cpu(), moments.scatter.cpu(), rows))
-        moments, rows = Moments(net.dims, "cpu"), [row for part in parts for row in part[3]]
-        for n, mean, scatter, _ in parts:
-            if n:
-                moments.merge(n, mean, scatter)
-    n, mu, features, logits = moments.n, moments.mean.cpu().numpy(), None, None
+        parts, own = [None] * world, (moments.n, moments.mean.cpu(), moments.scatter.cpu())
+        dist.all_gather_object(parts, (own, numbers, kept))
+        moments, numbers = Moments(net.dims, "cpu"), [i for part in parts for i in part[1]]
+        for part, _, _ in parts:
+            if part[0]:
+                moments.merge(*part)
+        kept = [torch.cat(shares) for shares in zip(*(part[2] for part in parts))]
+    n, mu = moments.n, moments.mean.cpu().numpy()
     enough(images.name, n, args)
     sigma = (moments.scatter / (n - 1)).cpu().numpy()
-    if sum(len(index) for index, *_ in rows) == n:
-        order = torch.tensor([i for index, *_ in rows for i in index]).argsort()
-        features = torch.cat([row[1] for row in rows])[order]
-        logits = torch.cat([row[2] for row in rows])[order] if net.fc is not None else None
+    order = torch.tensor(numbers).argsort()
+    features, logits = [*(each[order] for each in kept), None, None][:2]
     if features is not None and n < net.dims:
         root = (features.double().numpy() - mu) / np.sqrt(n - 1)
     else:
