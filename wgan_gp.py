@@ -18,8 +18,7 @@ than clip its weights, this asks for such gradients, at random points between a 
         G: descend  -1/m sum f(g(z))
 
 Both networks minimise, the critic is high on real images, and the logged Wasserstein estimate is
-E f(x) - E f(g(z)). The critic has no batch norm: the penalty is one of each sample's own gradient,
-and a batch norm would make a sample's score depend on its batch.
+E f(x) - E f(g(z)). An epoch is one pass of the critic over the data, without a partial step.
 
 Usage
     python wgan_gp.py                                 sprites made on the spot, no download
@@ -27,60 +26,46 @@ Usage
     python wgan_gp.py --data cifar10 --lr-decay       as the paper trains its best CIFAR-10 model
     python wgan_gp.py --data photos/ --size 64 --out runs/photos
     python wgan_gp.py --out runs/photos --resume      go on where it stopped, with the same flags
-    python wgan_gp.py --critic-norm layer             the norm that the paper suggests instead
 
 Writes to --out (default runs/wgan_gp)
     args.json, wgan_gp.py      how the run was made
-    log.csv, loss.png          a row per epoch, and its curves (where matplotlib is installed)
+    log.csv, loss.png          means over each epoch's steps, and curves (with matplotlib)
     samples/epoch_0001.png     64 images; cell i is the latent of seed i, in every epoch
     checkpoint.pt              everything a resumed run needs
     snapshots/epoch_0010.pt    the generator alone
 
-The log's columns are means over an epoch's iterations; in an iteration critic_loss, wasserstein,
-penalty (before λ) and grad_norm are those of its last critic update.
-
 Departures from the paper
     1. The networks are DCGAN's, as in the paper's Figure 1, not the residual ones of its Table 3.
-    2. An epoch is one pass of the critic over the data, without a partial batch: the generator is
-       updated once in n_critic batches.
-    3. Samples come from a moving average of G's weights: --ema 0 gives the raw ones.
-
-Measured
-    On two cores of an AMD EPYC with AVX-512 bfloat16, torch 2.15: 50,000 CIFAR-10 images in 122
-    to 156 s an epoch (n = 14). Trained for 15 of its 100 epochs; the README shows them.
+    2. Samples come from a moving average of G's weights: --ema 0 gives the raw ones.
 """
 
 import argparse
 import copy
-import csv
 import hashlib
 import io
 import json
-import math
 import os
-import pickle
-import platform
+import shlex
 import signal
 import socket
+import sqlite3
 import sys
-import tempfile
+import threading
 import time
 import warnings
 import zipfile
-from collections import deque, namedtuple
+from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
 from torch import nn
@@ -91,16 +76,20 @@ except ImportError:
     tqdm = None
 
 SCRIPT = "wgan_gp.py"
-COLUMNS = ("critic_loss", "g_loss", "wasserstein", "penalty", "grad_norm")  # of one iteration
+FIRST = os.environ.get("RANK", "0") == "0"  # of the processes of a torchrun
+COLUMNS = ("critic_loss", "g_loss", "wasserstein", "penalty", "grad_norm")  # of one step
+
+DEMO = {"g_width": 24, "d_width": 16, "batch_size": 16, "n_critic": 2, "epochs": 65, "lr": 4e-4}
+DEMO |= {"ema": 0.99}  # what --data sprites takes instead of the paper's settings
 
 # ---- Networks ------------------------------------------------------------------------------------
 
 
 def first_map(size):
-    """(b, n) with size = b * 2**n: the width of the smallest feature map and the doublings."""
+    """(b, n) with size = b * 2**n: the base resolution, 4 to 7, and the number of doublings."""
     n = size.bit_length() - 3  # b = 4 to 7 are the numbers of three bits
     if n < 2 or size > 256 or (size >> n) << n != size:
-        raise ValueError(f"{size} is not b * 2**n with b = 4 to 7 and n >= 2, at most 256")
+        raise ValueError(f"{size} is not 4, 5, 6 or 7 times a power of two, 16 to 256")
     return size >> n, n
 
 
@@ -115,11 +104,8 @@ def init_weights(module):
 
 
 class Generator(nn.Module):
-    """z (B, z_dim) -> images (B, 3, size, size) in [-1, 1].
-
-    `width` channels at size/2, doubling with each halving, 1024 at most. `norm` is "batch" or
-    "none". Shapes in the comments are those of size 32, width 128.
-    """
+    """z (B, z_dim) -> images (B, 3, size, size) in [-1, 1]. `width` channels at size/2, doubling
+    with each halving, 1024 at most; `norm` is "batch" or "none". Shapes are those of size 32."""
 
     def __init__(self, size=32, z_dim=100, width=128, norm="batch"):
         super().__init__()
@@ -140,32 +126,22 @@ class Generator(nn.Module):
         return self.main(z[:, :, None, None])
 
 
-def LayerNorm(channels):
-    """Over all of a sample's channels and pixels, with a scale and a shift per channel."""
-    return nn.GroupNorm(1, channels)
-
-
-def InstanceNorm(channels):
-    """Over the pixels of each channel of each sample, with a scale and a shift per channel."""
-    return nn.GroupNorm(channels, channels)
-
-
 class Critic(nn.Module):
     """Images (B, 3, size, size) in [-1, 1] -> scores (B,): higher is more real, without a sigmoid.
 
-    The generator's mirror image, with LeakyReLU(0.2). `norm` is "none", "layer" or "instance":
-    none of them lets one sample's score depend on another. Shapes in the comments are those of
-    size 32, width 64.
+    The generator's mirror image, with LeakyReLU(0.2). `norm` is "none", "layer" or "instance": a
+    batch norm would make a sample's score, and so its gradient, depend on its batch.
     """
 
     def __init__(self, size=32, width=64, norm="none"):
         super().__init__()
         b, n = first_map(size)
         c = [min(width << i, 1024) for i in range(n)]  # channels at size/2, ..., 2b, b
-        Norm = {"none": nn.Identity, "layer": LayerNorm, "instance": InstanceNorm}[norm]
+        groups = {"layer": lambda channels: 1, "instance": lambda channels: channels}
         layers = [nn.Conv2d(3, c[0], 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]  # (B, 64, 16, 16)
         for c_in, c_out in pairwise(c):  # (B, 128, 8, 8), (B, 256, 4, 4)
-            layers += [nn.Conv2d(c_in, c_out, 4, 2, 1), Norm(c_out)]
+            layers += [nn.Conv2d(c_in, c_out, 4, 2, 1)]
+            layers += [nn.GroupNorm(groups[norm](c_out), c_out)] if norm in groups else []
             layers += [nn.LeakyReLU(0.2, inplace=True)]
         layers += [nn.Conv2d(c[-1], 1, b, 1, 0)]  # (B, 1, 1, 1)
         self.main = nn.Sequential(*layers)
@@ -204,11 +180,8 @@ def gradient_penalty(critic, real, fake):
 # ---- Training ------------------------------------------------------------------------------------
 
 
-def iteration(G, critic, opt_G, opt_critic, reals, z_dim, gp_weight):
-    """One pass through the body of Algorithm 1; `reals` yields n_critic batches of real images.
-
-    Returns the values of COLUMNS, (5,).
-    """
+def train_step(G, critic, opt_G, opt_critic, reals, z_dim, gp_weight):
+    """The body of Algorithm 1 on n_critic batches of real images; the values of COLUMNS, (5,)."""
     for real in reals:  # lines 2 to 4: (B, 3, size, size)
         z = torch.randn(len(real), z_dim, device=real.device)  # line 4
         with torch.no_grad():  # G is not what is updated here
@@ -217,208 +190,261 @@ def iteration(G, critic, opt_G, opt_critic, reals, z_dim, gp_weight):
         penalty, norms = gradient_penalty(critic, real, fake)  # line 6
         estimate = critic_loss(real_scores, fake_scores)
         c_loss = estimate + gp_weight * penalty  # line 7
-        descend(opt_critic, c_loss)  # line 9
+        optimizer_step(opt_critic, c_loss)  # line 9
 
     z = torch.randn_like(z)  # line 11
     g_loss = generator_loss(critic(G(z)))  # line 12
-    descend(opt_G, g_loss)
+    optimizer_step(opt_G, g_loss)
     return torch.stack([c_loss, g_loss, -estimate, penalty, norms.mean()]).detach()
 
 
-def train(G, critic, opt_G, opt_critic, run, args):
-    """The loop: epochs of iterations. `run` keeps the images and the books."""
-
-    def step():
-        reals = (to_input(batch, args.hflip) for batch in run.draw())
-        run.record(iteration(G, critic, opt_G, opt_critic, reals, args.z_dim, args.gp_weight))
-
-    step = replayed(step, (opt_G, opt_critic), args, run.device)
-    while run.epoch < args.epochs:
-        order = epoch_batches(run.n_images, args.batch_size, args.n_critic, run.epoch, args.seed)
-        for _ in run.iterations(order):
-            step()
-        run.end_epoch()
+# ---- Training loop (same in dcgan.py, wgan.py, wgan_gp.py) ---------------------------------------
 
 
-# ---- Training tools (same in dcgan.py, wgan.py, wgan_gp.py) --------------------------------------
-
-
-def descend(opt, loss):
-    """One step of `opt` down `loss`, with the gradients of opt's own parameters alone."""
+def optimizer_step(opt, loss):
+    """One step of `opt` down `loss`, by the gradients of opt's own parameters alone."""
     parameters = [p for group in opt.param_groups for p in group["params"]]
     opt.zero_grad()
     loss.backward(inputs=parameters)
-    if dist.is_initialized():
-        average_gradients(parameters)
+    if dist.is_initialized():  # the mean over the processes of a torchrun, in one all-reduce
+        flat = torch.cat([p.grad.flatten() for p in parameters]) / dist.get_world_size()
+        dist.all_reduce(flat)
+        for p, mean in zip(parameters, flat.split([p.numel() for p in parameters])):
+            p.grad.copy_(mean.view_as(p))
     opt.step()
 
 
-def average_gradients(parameters):
-    """Replace gradients by their means over the processes of a torchrun, in one all-reduce."""
-    gradients = [p.grad for p in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients])):
-        gradient.copy_(mean.view_as(gradient))
+@torch.no_grad()
+def update_ema(G_ema, G, weight):
+    """Move the average by `weight` towards G, weights and batch-norm statistics alike."""
+    for mean, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
+        mean.lerp_(value, weight) if mean.is_floating_point() else mean.copy_(value)
 
 
-def epoch_batches(n, batch_size, per_iteration, epoch, seed):
-    """Image numbers of one epoch, int64 (iterations, per_iteration, batch_size).
-
-    The epochs are a stream of permutations of n images, each without its last partial batch and
-    each a function of (seed, epoch) alone. An iteration takes the next `per_iteration` batches; one
-    that would reach into the next epoch belongs to that one, so no batch is lost at the border.
-    """
-    per_epoch = n // batch_size
-    start, stop = (e * per_epoch // per_iteration * per_iteration for e in (epoch, epoch + 1))
-    stream = [torch.empty(0, dtype=torch.int64)]
-    for e in range(start // per_epoch, -(-stop // per_epoch)):
-        order = np.random.default_rng([seed, e]).permutation(n)[: per_epoch * batch_size]
-        stream.append(torch.from_numpy(order))
-    skipped = start % per_epoch * batch_size
-    stream = torch.cat(stream)[skipped : skipped + (stop - start) * batch_size]
-    return stream.view(-1, per_iteration, batch_size)
-
-
-def place(images, args, device):
-    """The images on the device where they fit; SystemExit if they are too few for one update."""
-    n_critic = getattr(args, "n_critic", 1)
-    if len(images) // args.batch_size * args.epochs < n_critic:
-        wanted = f"{args.batch_size * n_critic:,} images, {args.data} has {len(images):,}"
-        raise SystemExit(f"--batch-size {args.batch_size}: one iteration takes {wanted}")
-    if args.batch_size % world_of()[1]:
-        raise SystemExit(f"--batch-size {args.batch_size}: must be a multiple of the processes")
-    if device.type == "cuda" and images.numel() < torch.cuda.mem_get_info(device)[0] // 2:
-        return images.to(device)
-    return images
-
-
-def read_ahead(images, order, pinned):
-    """images[index] for each index of `order`, read by a thread, three of them ahead."""
-
-    def read(index):
-        batches = images[index]
-        return batches.pin_memory() if pinned else batches
-
-    with ThreadPoolExecutor(1) as thread:
-        ahead = deque(thread.submit(read, index) for index in order[:3])
-        for index in [*order[3:], None, None, None][: len(order)]:
-            batches = ahead.popleft().result()
-            if index is not None:
-                ahead.append(thread.submit(read, index))
-            yield batches
-
-
-def to_input(batch, hflip=False):
+def to_input(images, hflip=False):
     """uint8 (B, 3, size, size) -> float32 in [-1, 1], each image mirrored at random if `hflip`."""
-    x = batch.to(torch.float32, memory_format=torch.channels_last) / 127.5 - 1
+    x = images.float() / 127.5 - 1
     if hflip:
         x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x, x.flip(-1))
     return x
 
 
-def replayed(step, opts, args, device):
-    """On CUDA, `step` as a graph: recorded at its fourth call, random draws and all, then replayed.
-
-    The three calls before it run as they are, on a stream of their own, as recording asks for.
-    Learning rates that change become tensors, which a recorded step reads anew.
-    """
-    if device.type != "cuda" or args.no_graph:
-        return step
-    if args.lr_decay:
-        for group in (group for opt in opts for group in opt.param_groups):
-            group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
-    graph, side, calls = torch.cuda.CUDAGraph(), torch.cuda.Stream(), 0
-
-    def replay():
-        nonlocal calls
-        calls += 1
-        if calls <= 3:
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                step()
-            torch.cuda.current_stream().wait_stream(side)
-            return
-        if calls == 4:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # one may read ahead
-                step()
-        graph.replay()
-
-    return replay
+def shuffled_indices(n, per_step, epoch, seed):
+    """Image numbers of an epoch, int64 (steps, per_step): a permutation without its last partial
+    step, a function of (seed, epoch). Fewer images than a step's are repeated in it."""
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    return torch.from_numpy(np.resize(order, (max(1, n // per_step), per_step)))
 
 
-def low_precision(net, device):
+def autocast(net, device):
     """Run net's forward in bfloat16 where autocast deems it safe; outputs come back in float32."""
-    if device.type == "cpu":
-        as_products(net)
     forward = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)(net.forward)
     net.forward = lambda *inputs: forward(*inputs).float()
 
 
-def as_products(net):
-    """Compute as matrix products what oneDNN is slow at in bfloat16: the layers to and from a
-    single pixel, and the gradient of a doubling layer's weights. Values stay the same."""
+def train(train_step, state, images, args, device, rank, world):
+    """Run train_step(reals) from state["step"] to the end of --epochs. What a step reads or changes
+    on the device stays where it is, so that a graph can hold it, and its random numbers are a
+    function of (seed, step, rank), so that a resumed run has the same."""
+    per_step = getattr(args, "n_critic", 1) * args.batch_size
+    per_epoch = max(1, len(images) // per_step)
+    start, last, cuda = state["step"], per_epoch * args.epochs, device.type == "cuda"
+    shape = per_step // args.batch_size, args.batch_size // world, *images.shape[1:]
+    reals = torch.zeros(shape, dtype=torch.uint8, device=device)
+    ema_weight, epoch, order, graph = torch.zeros((), device=device), None, None, None
+    stream, copied = (torch.cuda.Stream(), torch.cuda.Event()) if cuda else (None, None)
+    opts = [part for part in state.values() if isinstance(part, torch.optim.Optimizer)]
 
-    def project(z, layer):  # (B, C, 1, 1) -> (B, C', b, b)
-        weight = layer.weight.permute(0, 2, 3, 1)
-        x = (z.flatten(1) @ weight.flatten(1)).unflatten(1, weight.shape[1:]).permute(0, 3, 1, 2)
-        return x if layer.bias is None else x + layer.bias[:, None, None]
+    def step():
+        state["totals"] += train_step(reals=[to_input(real, args.hflip) for real in reals])
+        update_ema(state["G_ema"], state["G"], ema_weight)
 
-    def gather(x, layer):  # (B, C, b, b) -> (B, C', 1, 1)
-        x, weight = (t.permute(0, 2, 3, 1).flatten(1) for t in (x, layer.weight))
-        return F.linear(x, weight, layer.bias)[:, :, None, None]
+    saved, begun = state["seconds"], time.perf_counter() - state["seconds"]
+    bar = tqdm and tqdm(total=last, initial=start, disable=rank > 0 or None, unit="step")
+    with stop_signals() as signals, torch.cuda.stream(stream):
+        while (t := state["step"]) < last:
+            if epoch != t // per_epoch:
+                epoch = t // per_epoch
+                order = shuffled_indices(len(images), per_step, epoch, args.seed).to(images.device)
+                order = order.view(per_epoch, -1, args.batch_size)[:, :, rank::world]
+            batch = images[order[t % per_epoch]]
+            if cuda and not batch.is_cuda:
+                copied.synchronize()  # with the copy before: the host is a step ahead at most
+                batch = batch.pin_memory()
+            reals.copy_(batch, non_blocking=True)
+            if cuda:
+                copied.record()
+            seeds = np.random.SeedSequence([args.seed, t, rank]).generate_state(1)
+            torch.manual_seed(int(seeds[0]))
+            ema_weight.fill_(1 - min(args.ema, (1 + t) / (10 + t)))  # a short memory at the start
+            for opt in opts if args.lr_decay else ():
+                opt.param_groups[0]["lr"].fill_(args.lr * (1 - t / last))
+            if cuda and not args.no_graph and t == start + 3:  # after three plain steps
+                graph = torch.cuda.CUDAGraph()
+                try:
+                    with torch.cuda.graph(graph, stream=stream):
+                        step()
+                except RuntimeError as error:
+                    raise SystemExit(f"{first_line(error)}: go on with --resume --no-graph")
+            graph.replay() if graph else step()
+            state |= {"step": t + 1, "seconds": time.perf_counter() - begun}
+            if tqdm:
+                bar.update()
+            ended, unsaved = (t + 1) % per_epoch == 0, state["seconds"] - saved
+            broken = not cuda and not state["totals"].isfinite().all()
+            if ended and not broken:
+                end_epoch(state, args, last)
+            if signals or broken or unsaved > (10 if ended else 600) or t + 1 == last:
+                save_checkpoint(state, args)
+                saved = state["seconds"]
+            if signals:
+                again = f"python {SCRIPT} --out {shlex.quote(args.out)} --resume"
+                say(f"\nstopped after step {t + 1:,}; go on with  {again}")
+                raise SystemExit(128 + signals[0])
 
-    def double(x, layer):  # (B, C, h, h) -> (B, C', 2h, 2h)
-        x = Doubling.apply(x, layer.weight)
-        return x if layer.bias is None else x + layer.bias[:, None, None]
 
-    for layer in net.modules():
-        if isinstance(layer, nn.ConvTranspose2d):
-            layer.forward = partial(double if layer.stride == (2, 2) else project, layer=layer)
-        elif isinstance(layer, nn.Conv2d) and layer.stride == (1, 1):
-            layer.forward = partial(gather, layer=layer)
+@contextmanager
+def stop_signals():
+    """A list to which Ctrl-C, SIGTERM and SIGHUP add their numbers; the second acts at once."""
+    caught, before = [], {}
 
+    def note(number, frame):
+        caught.append(number)
+        signal.signal(number, before[number])
 
-class Doubling(torch.autograd.Function):
-    """conv_transpose2d(x, weight, stride=2, padding=1) with a kernel of 4, under autocast."""
-
-    @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return F.conv_transpose2d(x, weight, None, 2, 1)
-
-    @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx, dy):
-        x, weight = ctx.saved_tensors
-        dx = F.conv2d(dy, weight, None, 2, 1) if ctx.needs_input_grad[0] else None
-        windows = F.pad(dy.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).unfold(1, 4, 2).unfold(2, 4, 2)
-        windows = windows.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 2)  # (B h h, 4 4 C')
-        dw = x.permute(0, 2, 3, 1).flatten(0, 2).t() @ windows
-        return dx, dw.unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)
+    alone = not dist.is_initialized() and threading.current_thread() is threading.main_thread()
+    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & {*dir(signal)} if alone else ():
+        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
+            before[getattr(signal, name)] = signal.signal(getattr(signal, name), note)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def average_weights(G_ema, G, opt_G, decay, updates):
-    """After each step of opt_G move G_ema towards G, weights and batch-norm statistics alike.
+# ---- Run folder (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------
 
-    The decay after t updates is min(decay, (1 + t) / (10 + t)), so that a short run is not an
-    average over its own start. `updates` is the t to begin with.
-    """
-    updates = torch.tensor(float(updates), device=next(G.parameters()).device)
+FORMAT = 2  # of checkpoints and snapshots
 
-    @torch.no_grad()
-    def step(*_):
-        updates.add_(1)
-        weight = 1 - ((1 + updates) / (10 + updates)).clamp(max=decay)
-        for mean, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
-            if mean.is_floating_point():
-                mean.lerp_(value, weight)
-            else:  # num_batches_tracked
-                mean.copy_(value)
 
-    opt_G.register_step_post_hook(step)
+def load_checkpoint(args):
+    """The checkpoint that --resume asks for, or None for a new run. Runs no code from the file."""
+    path = Path(args.out, "checkpoint.pt")
+    if not args.resume:
+        if path.exists():
+            raise SystemExit(f"--out {args.out}: holds a run; add --resume, or name another folder")
+        return None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if (saved["script"], saved["format"], "totals" in saved) != (SCRIPT, FORMAT, True):
+            kind = "checkpoint" if "totals" in saved else "snapshot"
+            raise ValueError(f"a {kind} of {saved['script']}, format {saved['format']}")
+    except Exception as error:  # on a damaged file torch.load raises nearly anything
+        reason = f"no checkpoint of {SCRIPT}, format {FORMAT}, to go on from ({first_line(error)})"
+        raise SystemExit(f"{path}: {reason}; nothing in it was run")
+    return saved
+
+
+def start_run(state, saved, images, args, device_name):
+    """Complete the state, for step 0 or as saved; note in --out how the run is made."""
+    digest = hashlib.sha256()  # to tell sets apart; of a large one, of every k-th image
+    for part in images[:: images.numel() // 2**28 + 1].split(256):
+        digest.update(part.cpu().contiguous().numpy())
+    known = {"count": len(images), "sha256": digest.hexdigest()}
+    state["G_ema"] = copy.deepcopy(state["G"]).eval().requires_grad_(False)
+    state["totals"] = torch.zeros(len(COLUMNS), device=next(state["G"].parameters()).device)
+    state |= {"step": 0, "epoch": 0, "seconds": 0.0, "log": [], "images": known}
+    for name, part in state.items() if saved else ():
+        try:
+            if isinstance(part, torch.optim.Optimizer):  # --lr and --betas may be new
+                part.load_state_dict(part.state_dict() | {"state": saved[name]["state"]})
+            elif isinstance(part, nn.Module):
+                part.load_state_dict(saved[name])
+            else:
+                state[name] = (
+                    part.copy_(saved[name]) if name == "totals" else type(part)(saved[name])
+                )
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"{name} does not fit this run ({first_line(error)})"
+            raise SystemExit(f"{args.out}/checkpoint.pt: {reason}")
+    if state["images"].get("count") != len(images):
+        was = f"not the {state['images'].get('count')} of the run in {args.out}"
+        raise SystemExit(f"--data {args.data}: has {len(images)} images, {was}")
+    if state["images"] != known:
+        say(f"--data {args.data}: other images than before; the run goes on with these")
+        state["images"] = known
+    what = f"{len(images):,} images of {args.data} at {args.size}x{args.size}"
+    say(f"{SCRIPT}: {what}, {device_name}")
+    if args.data == "sprites":
+        same = " ".join(f"--{k.replace('_', '-')} {getattr(args, k)}" for k in DEMO)
+        say(f"a short demonstration, with settings for sprites: {same}")
+    facts = {"script": SCRIPT, "args": vars(args), "images": known, "device": device_name}
+    facts |= {module.__name__: module.__version__ for module in (torch, torchvision, np)}
+    facts, here = json.dumps(facts | {"python": sys.version}, indent=2), Path(__file__).read_bytes()
+    if FIRST:
+        for left in Path(args.out).rglob(".*.tmp"):  # by a process that was killed
+            left.unlink()
+        atomic_write(Path(args.out, "args.json"), lambda file: file.write(facts.encode()))
+        atomic_write(Path(args.out, SCRIPT), lambda file: file.write(here))
+    if not saved:
+        save_checkpoint(state, args)
+
+
+def save_checkpoint(state, args, name="checkpoint.pt", keys=None):
+    """Write the state, or `keys` of it; SystemExit if a loss or a weight is not finite."""
+    nets = [part.state_dict() for part in state.values() if isinstance(part, nn.Module)]
+    tensors = [state["totals"], *(value for net in nets for value in net.values())]
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        advice = f"{args.out}/checkpoint.pt is from before: try --resume with a lower --lr"
+        raise SystemExit(f"step {state['step']:,}: a loss or a weight is not finite; {advice}")
+    shape = {"size": args.size, "z_dim": args.z_dim, "width": args.g_width, "norm": args.norm}
+    saved = {"format": FORMAT, "script": SCRIPT, "generator": shape, "args": vars(args)}
+    for key in keys or state:
+        saved[key] = getattr(state[key], "state_dict", lambda key=key: state[key])()
+    if FIRST:
+        atomic_write(Path(args.out, name), lambda file: torch.save(saved, file))
+
+
+def end_epoch(state, args, last):
+    """Write the epoch's row of the log, curves, image grid and, where it is due, snapshot."""
+    epoch = state["epoch"] = state["step"] * args.epochs // last
+    images = state["step"] * args.batch_size * getattr(args, "n_critic", 1)
+    means = state["totals"] / (last // args.epochs)
+    if dist.is_initialized():
+        dist.all_reduce(means)
+        means /= dist.get_world_size()
+    state["totals"].zero_()
+    row = {"epoch": epoch, "step": state["step"], "images": images}
+    row |= {"seconds": round(state["seconds"], 1)} | dict(zip(COLUMNS, means.tolist()))
+    state["log"].append(row)
+    left = state["seconds"] * (last / state["step"] - 1)
+    shown = "  ".join(f"{name} {row[name]:.3f}" for name in COLUMNS)
+    shown += f"  {images / state['seconds']:,.0f} images/s"
+    say(f"epoch {epoch:>3}/{args.epochs}  {shown}  {left // 60:.0f}:{left % 60:02.0f} left")
+    if not FIRST:
+        return
+    table = [row.keys(), *(row.values() for row in state["log"])]
+    table = "".join(",".join(map(str, line)) + "\n" for line in table).encode()
+    grid = sample(state["G_ema"], latents(range(64), args.z_dim))
+    grid = torchvision.utils.make_grid(grid, nrow=8).permute(1, 2, 0).numpy()
+    files = {"log.csv": lambda file: file.write(table)}
+    files[f"samples/epoch_{epoch:04}.png"] = lambda file: Image.fromarray(grid).save(file, "PNG")
+    if find_spec("matplotlib") and (epoch == args.epochs or epoch % -(-args.epochs // 20) == 0):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(3.2 * len(COLUMNS), 2.6), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(COLUMNS)), COLUMNS):
+            axes.plot([r["epoch"] for r in state["log"]], [r[name] for r in state["log"]], ".-")
+            axes.set(title=name, xlabel="epoch")
+        files["loss.png"] = lambda file: figure.savefig(file, format="png", dpi=110)
+    for name, write in files.items():
+        try:
+            atomic_write(Path(args.out, name), write)
+        except SystemExit as error:  # held open by another program, on Windows
+            say(f"warning: {error}")
+    if epoch == args.epochs or (args.snapshot_every and epoch % args.snapshot_every == 0):
+        save_checkpoint(state, args, f"snapshots/epoch_{epoch:04}.pt", ("G_ema", "epoch", "step"))
 
 
 def latents(seeds, z_dim):
@@ -429,334 +455,65 @@ def latents(seeds, z_dim):
 
 @torch.no_grad()
 def sample(G, z, batch_size=64):
-    """Images of the latents z: uint8 (N, 3, size, size), in eval mode, so each on its own."""
+    """Images of the latents z: uint8 (N, C, H, W), in eval mode and float32, so each on its own."""
     device, mode = next(G.parameters()).device, G.training
     G.eval()
-    images = [((G(part.to(device)) + 1) * 127.5).cpu() for part in z.split(batch_size)]
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        images = [((G(part.to(device)) + 1) * 127.5).cpu() for part in z.split(batch_size)]
     G.train(mode)
     return torch.cat(images).round().clamp(0, 255).to(torch.uint8)
 
 
-def pick_device(device, precision):
-    """torch.device, its name in words, and "fp32" or "bf16", from --device and --precision."""
+def set_up_device(device, precision):
+    """torch.device, its name, and "fp32" or "bf16" where `precision` is "auto"."""
     if device == "auto":
         mps = torch.backends.mps.is_available()
         device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if device == "cuda":  # one for each process of a torchrun
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SystemExit(f"--device {device}: not to be used here ({first_line(error)})")
+        raise SystemExit(f"--device {device}: cannot be used here ({first_line(error)})")
     device, name, bf16 = torch.device(device), device, False
     if device.type == "cuda":
-        torch.cuda.set_device(device.index or 0)  # streams and graphs belong to the current one
+        torch.cuda.set_device(device)
         name, bf16 = torch.cuda.get_device_name(device), torch.cuda.get_device_capability()[0] >= 8
-    if device.type == "cpu":
+    elif device.type == "cpu":
+        torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
         name, cpuinfo = f"cpu ({torch.get_num_threads()} threads)", Path("/proc/cpuinfo")
         bf16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
-    return device, name, {True: "bf16", False: "fp32"}[bf16] if precision == "auto" else precision
-
-
-def world_of():
-    """(rank, number of processes) of a torchrun, else (0, 1)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return device, name, ("bf16" if bf16 else "fp32") if precision == "auto" else precision
 
 
 def join_processes(device):
-    """Join the other processes of a torchrun, if there are any; the device that is this one's."""
+    """(rank, number of processes), after joining the others of a torchrun if there are any."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return device
-    local = int(os.environ["LOCAL_RANK"])
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        if local >= torch.cuda.device_count():
-            raise SystemExit(
-                f"torchrun: {local + 1} processes, but {torch.cuda.device_count()} GPUs"
-            )
-        device = f"cuda:{local}"
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.startswith("cuda") else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(hours=12))  # decoding may take its time
+        return 0, 1
+    how = {"device_id": device} if device.type == "cuda" else {"backend": "gloo"}
+    dist.init_process_group(timeout=timedelta(hours=12), **how)  # decoding may take its time
     if dist.get_rank():
         sys.stdout = open(os.devnull, "w")  # one process speaks for all
-    return device
+    return dist.get_rank(), dist.get_world_size()
 
 
-@contextmanager
-def first_process_first():
-    """Let the first process through alone, then the others, who find its files."""
-    rank, world = world_of()
-    if rank:
-        dist.barrier()
-    yield
-    if world > 1 and rank == 0:
-        dist.barrier()
-
-
-# ---- Run folder (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------
-
-FORMAT = 1  # of checkpoints and snapshots
-
-
-class Run:
-    """The images and the books of a run: where it stands, its log, samples, checkpoints, Ctrl-C.
-
-    `parts` maps names to the networks and optimizers that a checkpoint holds: G, G_ema (unless
-    --ema 0), the second network, opt_G and its opponent. `checkpoint` is one to go on from.
-    An iteration begins with draw() and ends with record(). Both leave everything on the device, in
-    buffers that stay where they are, found by a counter that is there too: a graph can hold them.
-    """
-
-    STATE = ("epoch", "done", "step", "seconds", "log")
-
-    def __init__(self, args, device, parts, images, checkpoint=None):
-        self.args, self.device, self.parts, self.out = args, device, parts, Path(args.out)
-        self.nets = {k: p for k, p in parts.items() if isinstance(p, nn.Module)}
-        self.opts = {k: p for k, p in parts.items() if isinstance(p, torch.optim.Optimizer)}
-        self.rank, self.world = world_of()
-        self.images, self.n_images = images, len(images)
-        per_iteration = getattr(args, "n_critic", 1)
-        self.batch = args.batch_size * per_iteration  # images per iteration
-        batches = self.n_images // args.batch_size  # per epoch
-        self.steps = args.epochs * batches // per_iteration
-        self.epoch = self.done = self.step = 0  # done: iterations of the epoch that runs
-        self.seconds, self.log = 0.0, []
-
-        rows, share = -(-batches // per_iteration), args.batch_size // self.world
-        self.losses = torch.zeros(rows, len(COLUMNS), device=device)
-        self.cursor = torch.zeros(1, dtype=torch.int64, device=device)  # `done`, on the device
-        self.order = torch.zeros(rows, per_iteration, share, dtype=torch.int64, device=device)
-        self.batches = None  # a place for the batches of images that are not on the device
-        if images.device.type != device.type:
-            shape = per_iteration, share, *images.shape[1:]
-            self.batches = torch.empty(shape, dtype=torch.uint8, device=device)
-        if checkpoint:
-            self.load(checkpoint)
-        if self.rank:  # the first process goes on with the stream of numbers it had
-            torch.manual_seed(args.seed + 1_000_003 * self.rank + self.step)
-        self.stop, self.first = 0, self.step
-        self.clock = self.begun = self.saved = time.perf_counter()
-        self.drawn = -math.inf
-
-    def start(self, device_name, precision):
-        """Make the run folder with args.json and the script, say what runs, take over Ctrl-C."""
-        facts = {"script": SCRIPT, "args": vars(self.args), "images": self.n_images}
-        facts |= {"device": device_name, "precision": precision}
-        facts |= {module.__name__: module.__version__ for module in (torch, torchvision, np)}
-        facts |= {"python": platform.python_version(), "processes": self.world}
-        text, here = json.dumps(facts, indent=2), Path(__file__).resolve()
-        if self.rank == 0:
-            for partial in self.out.rglob(".*.tmp"):  # of a run that was killed in mid-file
-                partial.unlink()
-            write_file(self.out / "args.json", lambda f: f.write(text.encode()))
-            if here != (self.out / SCRIPT).resolve():
-                write_file(self.out / SCRIPT, lambda f: f.write(here.read_bytes()))
-        size, nets = self.args.size, {k: n for k, n in self.nets.items() if k != "G_ema"}
-        sizes = [f"{k} {sum(p.numel() for p in n.parameters()):,}" for k, n in nets.items()]
-        print(f"{SCRIPT}: {self.n_images:,} images of {self.args.data} at {size}x{size}")
-        times = f"{self.world} x " if self.world > 1 else ""
-        print(f"{times}{device_name}, {precision}, parameters: {', '.join(sizes)}")
-        if self.step:
-            print(f"going on in epoch {self.epoch + 1} after step {self.step:,}")
-        signals = (signal.SIGINT, signal.SIGTERM)
-        self.handlers = {number: signal.signal(number, self.interrupt) for number in signals}
-        self.bar = progress(self.steps * self.batch, "image", self.step * self.batch)
-        self.clock = self.begun = time.perf_counter()
-
-    def interrupt(self, number, frame):
-        """Stop after the iteration that runs; a second Ctrl-C stops at once."""
-        self.stop = number
-        signal.signal(number, self.handlers[number])
-
-    def iterations(self, order):
-        """Go through the rest of the epoch whose image numbers are `order`, (iterations,
-        per_iteration, batch_size); every world-th image of a batch is this process's."""
-        order = order[:, :, self.rank :: self.world]
-        self.order[: len(order)] = order
-        self.cursor.fill_(self.done)
-        left = order[self.done :]
-        if self.batches is not None:
-            left = read_ahead(self.images, left, self.device.type == "cuda")
-        for batches in left:
-            rate = 1 - self.step / self.steps if self.args.lr_decay else 1.0
-            for group in (group for opt in self.opts.values() for group in opt.param_groups):
-                if torch.is_tensor(group["lr"]):
-                    group["lr"].fill_(self.args.lr * rate)
-                else:
-                    group["lr"] = self.args.lr * rate
-            if self.batches is not None:
-                self.batches.copy_(batches, non_blocking=True)
-            yield
-            self.count()
-
-    def draw(self):
-        """The iteration's real images, uint8 (per_iteration, B, 3, size, size)."""
-        if self.batches is not None:
-            return self.batches
-        return self.images[self.order[self.cursor][0]]
-
-    def record(self, values):
-        """Book the iteration's (len(COLUMNS),) values."""
-        self.losses[self.cursor] = values
-        self.cursor += 1
-
-    def count(self):
-        """Count an iteration, without waiting for the device; then save or stop, if it is time."""
-        self.done, self.step = self.done + 1, self.step + 1
-        self.bar.update(self.batch)
-        if self.device.type == "cpu":
-            values = self.losses[self.done - 1]
-            self.bar.set_postfix_str(show(values), refresh=False)
-            if not values.isfinite().all():
-                self.check()
-        if stop := self.to_stop():
-            self.save()
-            print(f"\nstopped in epoch {self.epoch + 1} after step {self.step:,}; to go on:")
-            print(f"    python {SCRIPT} --out {self.out} --resume")
-            if dist.is_initialized():  # all stop here, and leave together
-                dist.destroy_process_group()
-            raise SystemExit(128 + stop)
-        if time.perf_counter() - self.saved > 600:
-            self.save()
-
-    def to_stop(self):
-        """The signal to stop at, or 0; several processes agree on it, every 16 iterations."""
-        if self.world == 1 or self.step % 16:
-            return self.stop if self.world == 1 else 0
-        stop = torch.tensor(self.stop, device=self.device)
-        dist.all_reduce(stop, dist.ReduceOp.MAX)
-        return int(stop)
-
-    def end_epoch(self):
-        """Log, samples, snapshot, and last of all the checkpoint, if one is due."""
-        self.check()
-        means = self.losses[: self.done].mean(0)
-        if self.world > 1:
-            dist.all_reduce(means)
-            means /= self.world
-        self.epoch, self.done = self.epoch + 1, 0
-        row = {"epoch": self.epoch, "step": self.step, "images": self.step * self.batch}
-        row |= {"seconds": round(self.elapsed(), 1)}
-        self.log.append(row | {k: round(v, 6) for k, v in zip(COLUMNS, means.tolist())})
-        speed = (self.step - self.first) * self.batch / (time.perf_counter() - self.begun)
-        left = (self.steps - self.step) * self.batch / max(speed, 1)
-        self.bar.clear()
-        print(f"epoch {self.epoch:>3}/{self.args.epochs}  {show(means)}", end="  ")
-        print(f"{speed:,.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
-        if self.rank == 0:
-            self.write_epoch()
-        if self.epoch in (1, self.args.epochs) or time.perf_counter() - self.saved > 10:
-            self.save()  # not always: a fast GPU's epoch takes as long as the writing
-
-    def write_epoch(self):
-        G, name = self.nets.get("G_ema", self.nets["G"]), f"epoch_{self.epoch:04}"
-        grid = sample(G, latents(range(64), self.args.z_dim))
-        grid = torchvision.utils.make_grid(grid, nrow=8).permute(1, 2, 0).numpy()
-        picture = Image.fromarray(grid)
-        write_file(self.out / "samples" / f"{name}.png", lambda f: picture.save(f, "PNG"))
-        self.write_log()
-        every = self.args.snapshot_every
-        if self.epoch == self.args.epochs or (every and self.epoch % every == 0):
-            key = "G_ema" if "G_ema" in self.nets else "G"
-            snapshot = self.header() | {"epoch": self.epoch, "step": self.step, key: G.state_dict()}
-            write_file(self.out / "snapshots" / f"{name}.pt", lambda f: torch.save(snapshot, f))
-
-    def close(self):
-        self.bar.close()
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-    def elapsed(self):
-        return self.seconds + time.perf_counter() - self.clock
-
-    def check(self):
-        """Stop at losses or weights that are not finite, before they reach a checkpoint."""
-        bad = (~self.losses[: self.done].isfinite()).any(1).nonzero()
-        values = [v for net in self.nets.values() for v in net.state_dict().values()]
-        if len(bad) or not all(v.isfinite().all() for v in values):
-            step = self.step - self.done + int(bad[0]) + 1 if len(bad) else self.step
-            raise SystemExit(
-                f"step {step:,}: a loss or a weight is no longer finite. {self.out}/checkpoint.pt, "
-                "if there is one, is good: --resume with a lower --lr or --precision fp32"
-            )
-
-    def header(self):
-        """What checkpoints and snapshots begin with; it is enough to build the generator."""
-        args = self.args
-        shape = {"size": args.size, "z_dim": args.z_dim, "width": args.g_width, "norm": args.norm}
-        return {"format": FORMAT, "script": SCRIPT, "generator": shape, "args": vars(args)}
-
-    def save(self):
-        """Write checkpoint.pt, whole or not at all."""
-        self.check()
-        if self.rank:
-            return
-        self.seconds, self.clock = self.elapsed(), time.perf_counter()
-        checkpoint = self.header() | {name: part.state_dict() for name, part in self.parts.items()}
-        checkpoint |= {name: getattr(self, name) for name in (*self.STATE, "n_images")}
-        checkpoint["losses"] = self.losses[: self.done].clone()
-        checkpoint["rng"] = {"cpu": torch.get_rng_state()}
-        if self.device.type != "cpu":
-            rng = getattr(torch, self.device.type).get_rng_state()
-            checkpoint["rng"][self.device.type] = rng
-        write_file(self.out / "checkpoint.pt", lambda f: torch.save(checkpoint, f))
-        self.saved = time.perf_counter()
-
-    def load(self, checkpoint):
-        """Take up a checkpoint's state; learning rates are those of the flags."""
-        try:
-            for name, part in self.parts.items():
-                part.load_state_dict(checkpoint[name])
-            for name in self.STATE:
-                setattr(self, name, checkpoint[name])
-            if self.done:
-                self.losses[: self.done] = checkpoint["losses"][: self.done]
-            torch.set_rng_state(checkpoint["rng"]["cpu"])
-        except (LookupError, RuntimeError, TypeError, ValueError) as error:
-            path = self.out / "checkpoint.pt"
-            raise SystemExit(f"{path}: does not fit this run ({first_line(error)})")
-        if checkpoint["n_images"] != self.n_images:
-            trained = f"{self.n_images:,} images, not the {checkpoint['n_images']:,} of the run"
-            raise SystemExit(f"--data {self.args.data}: has {trained} in {self.out}")
-        if self.device.type != "cpu" and self.device.type in checkpoint["rng"]:
-            getattr(torch, self.device.type).set_rng_state(checkpoint["rng"][self.device.type])
-        for opt in self.opts.values():
-            for group in opt.param_groups:
-                group.update(opt.defaults)
-            if opt.defaults.get("capturable"):  # a CPU's checkpoint counts steps on the CPU
-                for state in opt.state.values():
-                    state["step"] = state["step"].to(self.device)
-
-    def write_log(self):
-        """log.csv, and loss.png with a panel per column where matplotlib is installed."""
-        text = io.StringIO()
-        table = csv.DictWriter(text, self.log[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(self.log)
-        write_file(self.out / "log.csv", lambda f: f.write(text.getvalue().encode()))
-        recent = time.perf_counter() - self.drawn < 10  # as for the checkpoint
-        if not find_spec("matplotlib") or (recent and self.epoch < self.args.epochs):
-            return
-        from matplotlib.figure import Figure
-
-        self.drawn = time.perf_counter()
-        figure = Figure(figsize=(3.2 * len(COLUMNS), 2.6), layout="constrained")
-        epochs = [row["epoch"] for row in self.log]
-        for axes, name in zip(figure.subplots(1, len(COLUMNS)), COLUMNS):
-            axes.plot(epochs, [row[name] for row in self.log], marker=".")
-            axes.set(title=name, xlabel="epoch")
-            axes.grid(alpha=0.3)
-        write_file(self.out / "loss.png", lambda f: figure.savefig(f, format="png", dpi=110))
-
-
-def show(values):
-    return "  ".join(f"{name} {v:.3f}" for name, v in zip(COLUMNS, values.tolist()))
+def say(text):
+    """print, which neither a closed pipe nor a letter that stdout cannot show brings to an end."""
+    coding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(coding, "replace").decode(coding), flush=True)
+    except OSError:  # nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def first_line(error):
+    """An exception's message as one line, or its type where it has none."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def write_file(path, write):
-    """Let write(file) fill `path`, in one piece or not at all; what was there before stays."""
+def atomic_write(path, write):
+    """Let write(file) fill `path` whole or not at all; what was there before survives a failure."""
+    path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -766,343 +523,252 @@ def write_file(path, write):
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
-        kept = "what was there is whole" if os.path.exists(path) else "nothing is left of it"
+        kept = "the previous version is intact" if path.exists() else "nothing was written"
         raise SystemExit(f"{path}: cannot be written ({first_line(error)}); {kept}")
     finally:
-        if os.path.exists(partial):
+        if partial.exists():
             partial.unlink()
 
 
-def load_checkpoint(path):
-    """The dict of a checkpoint or snapshot, on the CPU. Runs no code from the file."""
-    try:
-        with warnings.catch_warnings():  # of a foreign pickle's protocol
-            warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise SystemExit(f"{path}: no such checkpoint")
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError):
-        raise SystemExit(f"{path}: cut short, damaged, or not a checkpoint (nothing in it was run)")
-    if not isinstance(checkpoint, dict) or not {"format", "script"} <= checkpoint.keys():
-        raise SystemExit(f"{path}: no checkpoint of these scripts (it has no format and script)")
-    if checkpoint["format"] > FORMAT:
-        raise SystemExit(f"{path}: format {checkpoint['format']}, newer than this script can read")
-    return checkpoint
-
-
-def find_run(args):
-    """The checkpoint that --resume asks for, or None for a new run in an unused --out."""
-    path = Path(args.out) / "checkpoint.pt"
-    if not args.resume:
-        if path.exists() or (path.parent / "args.json").exists():
-            raise SystemExit(
-                f"--out {args.out}: holds a run already; go on with --resume, or name another"
-            )
-        return None
-    checkpoint = load_checkpoint(path)
-    if checkpoint["script"] != SCRIPT or "rng" not in checkpoint:
-        raise SystemExit(f"{path}: not a full checkpoint of {SCRIPT} but of {checkpoint['script']}")
-    checkpoint["args"]["out"] = args.out
-    return checkpoint
+@contextmanager
+def locked(folder, seconds=0):
+    """Hold a lock on a folder, which ends with the process; another's is waited for `seconds`."""
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(closing(sqlite3.connect(folder / ".lock", timeout=seconds)))
+            lock.execute("BEGIN EXCLUSIVE")  # SQLite knows how every system locks
+        except (OSError, sqlite3.Error) as error:
+            raise SystemExit(f"{folder}: used by another process, or not to be written ({error})")
+        yield
 
 
 # ---- Data (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------------
-# One function to call: images, labels, names = load_data(data, size).
 
-DOWNLOADS = ("cifar10", "stl10", "celeba", "lsun-NAME")
+NAMES = ("sprites", "cifar10", "stl10", "celeba", "lsun-NAME")
+FORMATS = "PNG JPEG WEBP GIF BMP TIFF PPM AVIF JPEG2000 TGA ICO PCX SGI QOI DDS PSD XBM SUN".split()
+FORMATS += "BLP DIB ICNS IM MSP XPM".split()  # by frequency; none of them runs a program
+CLUTTER = (".", "__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 Source = namedtuple("Source", "key items labels names read")  # read(i): the i-th PIL image
 
 
 def load_data(data, size, classes=None, cache="data", skip_corrupt=False):
-    """Images uint8 (N, 3, size, size), labels int64 (N,) and class names of a name or a path.
+    """Images uint8 (N, 3, size, size), labels int64 (N,) and class names of a data name or path.
 
-    `data`: "sprites", "cifar10", "stl10", "celeba", "lsun-NAME", a folder (first-level sub-folders
-    are classes), a .zip read in place, an .npy or .npz of uint8 (N, H, W, 3). Images are put
-    upright, composed on white, cropped to the centre square and resized with antialiasing. They
-    are decoded once, into a file in `cache` that is mapped into memory and not to be written to.
-    `classes` keeps those alone; `skip_corrupt` leaves out what cannot be read. SystemExit says
-    what is wrong with the data.
+    They are decoded once into a file in `cache`, which is mapped into memory and not to be written
+    to. `classes` keeps those alone, `skip_corrupt` leaves out what cannot be read.
     """
-    data = str(data)
-    source = open_source(data, size, Path(cache))
-    labels = np.asarray(source.labels, np.int64)
-    unknown = sorted(set(classes or []) - set(source.names))
-    if unknown:
-        known = " ".join(source.names[:100])
-        raise SystemExit(f"--classes {' '.join(unknown)}: not in {data}, which has: {known}")
-    wanted = [source.names.index(name) for name in classes or source.names]
-    keep = np.flatnonzero(np.isin(labels, wanted)).tolist()
-    if not keep:
-        raise SystemExit(f"{data}: there are no images in it")
-    key = json.dumps(["decoded 1", source.key, size, sorted(wanted), skip_corrupt])
-    path = Path(cache) / f"decoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-    vouch = path.with_suffix(".json")  # written last: the numbers of the images that path holds
-    if not (os.path.exists(path) and os.path.exists(vouch)):
-        kept = []
-        write_file(path, lambda f: kept.extend(decode(source, keep, size, skip_corrupt, f, data)))
-        write_file(vouch, lambda f: f.write(json.dumps(kept).encode()))
-    images = np.load(path, mmap_mode="r")
-    with warnings.catch_warnings():  # "not writable": nothing here writes to it
-        warnings.simplefilter("ignore")
-        images = torch.from_numpy(images)
-    return images, torch.from_numpy(labels[json.loads(vouch.read_text())]), list(source.names)
-
-
-def decode(source, keep, size, skip_corrupt, file, data):
-    """Write the images `keep` of `source` to `file` as .npy; the numbers of those written."""
+    bad = {}  # number of an image: why it cannot be read
 
     def load(i):
         try:
             with source.read(i) as image:
-                return square(image, size).tobytes()
+                return to_rgb(image, size).tobytes()
         except Exception as error:  # on a damaged file Pillow raises nearly anything
-            return f"{source.items[i]}: {first_line(error)}"
+            bad[i] = f"\n    {source.items[i]}: {first_line(error)}"
+            return b""
 
-    def header(n):
-        shape = {"descr": "|u1", "fortran_order": False, "shape": (n, 3, size, size)}
-        np.lib.format.write_array_header_1_0(file, shape)
+    def decode(file):
+        say(f"decoding {data}: {len(keep):,} images")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(keep), 1024):  # few are in memory at a time
+                file.writelines(pool.map(load, keep[start : start + 1024]))
+        kept = [i for i in keep if i not in bad]
+        if bad and not (skip_corrupt and kept):
+            advice = "--skip-corrupt leaves them out" if kept else "no image can be read"
+            listed = [bad[i] for i in sorted(bad)]
+            listed[20:] = [f"\n    and {len(bad) - 20:,} more"] * (len(bad) > 20)
+            raise SystemExit(f"{data}: {len(bad):,} unreadable ({advice}):{''.join(listed)}")
+        if bad:
+            say(f"{data}: {len(bad):,} unreadable left out, {len(kept):,} images read")
+        file.write(np.asarray(source.labels, np.int64)[kept].tobytes())
 
-    print(f"decoding {data}: {len(keep):,} images", flush=True)
-    header(len(keep))
-    kept, bad = [], []
-    bar = progress(len(keep), "image")
-    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # here, for the filters are common to all threads
-        for start in range(0, len(keep), 1024):  # few are in memory at a time
-            part = keep[start : start + 1024]
-            for i, pixels in zip(part, pool.map(load, part)):
-                if isinstance(pixels, str):
-                    bad.append(pixels)
-                else:
-                    kept.append(i)
-                    file.write(pixels)
-            bar.update(len(part))
-    bar.close()
-    if bad and not (skip_corrupt and kept):
-        listed = "\n    ".join(bad[:20] + [f"and {len(bad) - 20:,} more"] * (len(bad) > 20))
-        advice = "--skip-corrupt leaves them out" if kept else "no image in it can be read"
-        raise SystemExit(f"{data}: {len(bad):,} unreadable ({advice}):\n    {listed}")
-    if bad:
-        print(f"{data}: {len(bad):,} unreadable files left out, {len(kept):,} images read")
-    file.seek(0)
-    header(len(kept))  # padded to the same length as the first
-    return kept
-
-
-def square(image, size):
-    """A PIL image of any mode and shape -> uint8 array (3, size, size)."""
-    image = as_rgb(image)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    if side != size:
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(image).transpose(2, 0, 1)
+    writable = os.access(cache, os.W_OK) or not os.path.exists(cache)
+    with locked(Path(cache), 86400) if writable else nullcontext(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # for all threads: of Pillow, and of torch, "not writable"
+        source = open_data(str(data), size, cache)
+        wanted = {*(classes or source.names)}
+        if unknown := " ".join(sorted(wanted - {*source.names})):
+            raise SystemExit(f"--classes {unknown}: not in {data} ({' '.join(source.names[:100])})")
+        keep = np.flatnonzero(np.take([n in wanted for n in source.names], source.labels)).tolist()
+        key = json.dumps(["decoded 2", source.key, size, sorted(wanted)])
+        path = Path(cache, f"decoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.u8")
+        each = 3 * size * size + 8  # bytes of an image and its label
+        whole = range(each, each * len(keep) + 1, each)[0 if skip_corrupt else -1 :]
+        if not path.exists() or path.stat().st_size not in whole:
+            for left in Path(cache).glob(".decoded-*.tmp"):  # by a process that was killed
+                left.unlink()
+            atomic_write(path, decode)
+        images = np.memmap(path, np.uint8, "r", shape=(path.stat().st_size // each, 3, size, size))
+        labels = np.fromfile(path, np.int64, offset=images.size)
+        return torch.from_numpy(images), torch.from_numpy(labels), list(source.names)
 
 
-def as_rgb(image):
-    """A PIL image of any mode -> RGB, upright, on white, 16 bits scaled to 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits
-        grey = np.asarray(image)
-        grey = np.where(grey == image.info.get("transparency"), 65535, grey.clip(0, 65535)) / 257
-        image = Image.fromarray(grey.round().astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def open_source(data, size, cache):
-    """The Source that a name or a path stands for."""
+def open_data(data, size, cache):
+    """The Source of a data name or a path; SystemExit says what is wrong with it."""
+    path, known = Path(data), data in NAMES or data.startswith("lsun-")
+    if known and path.exists():
+        say(f"{data}: taken for the data set of that name; write ./{data} for the folder")
     if data == "sprites":
-        pixels, labels = sprites(size)
-        return array_source(["sprites 1"], pixels, labels, ["ghost", "beetle", "robot", "cat"])
-    if data in DOWNLOADS or data.startswith("lsun-"):
-        return download(data, cache)
-    path, suffix = Path(data), Path(data).suffix.lower()
+        kinds = np.arange(2048) % 4
+        return Source("sprites 3", range(2048), kinds, [*SPRITES], partial(sprite, size))
+    if known:
+        return download(data, Path(cache))
     try:
-        if path.is_dir():
-            found = [Path(d, f) for d, _, files in os.walk(path, onerror=stop) for f in files]
-            names = [file.relative_to(path).as_posix() for file in found]
-            names = images_among(names)
-            files = [path / name for name in names]
-            stats = [file.stat() if file.exists() else file.lstat() for file in files]
-            stamp = [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats)]
-            return file_source(path, stamp, names, lambda i: open_image(files[i]))
-        stamp = [path.stat().st_size, path.stat().st_mtime_ns]
-        if suffix == ".zip":
-            archive = zipfile.ZipFile(path)  # read in place: its names never become paths
-            names = images_among(archive.namelist())
-            read = archive.read
-            return file_source(path, stamp, names, lambda i: open_image(io.BytesIO(read(names[i]))))
-        if suffix in (".npy", ".npz"):
-            pixels, labels = np.load(path, mmap_mode="r", allow_pickle=False), None
-            if isinstance(pixels, np.lib.npyio.NpzFile):
-                with pixels as arrays:
-                    labels, pixels = arrays.get("labels"), arrays["images"]
-            if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-                shape = f"{pixels.dtype} {pixels.shape}"
-                raise ValueError(f"images must be uint8 (N, H, W, 3), they are {shape}")
-            labels = np.zeros(len(pixels), int) if labels is None else labels
-            if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
-                shape = f"{labels.dtype} {labels.shape}"
-                raise ValueError(f"labels must be integers ({len(pixels)},), they are {shape}")
-            names, labels = np.unique(labels, return_inverse=True)
-            return array_source([str(path.resolve()), stamp], pixels, labels, [*map(str, names)])
+        key = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+        if path.is_dir() or path.suffix.lower() == ".zip":
+            return open_files(path, key)
+        if path.suffix.lower() not in (".npy", ".npz"):
+            raise ValueError("neither a folder nor a .zip, .npy or .npz")
+        arrays = np.load(path, mmap_mode="r", allow_pickle=False)
+        arrays = dict(arrays) if hasattr(arrays, "files") else {"images": arrays}
+        fit = [a for a in arrays.values() if a.dtype == np.uint8 and a.shape[3:] == (3,) and a.size]
+        pixels = arrays.get("images", fit[0] if len(fit) == 1 else np.zeros(0))
+        labels = arrays.get("labels", np.zeros(pixels.shape[:1], int))
+        integers = labels.shape == pixels.shape[:1] and labels.dtype.kind in "iu"
+        if not integers or not any(pixels is a for a in fit):
+            found = ", ".join(f"{key} {a.dtype} {a.shape}" for key, a in arrays.items())
+            raise ValueError(f"must be images uint8 (N, H, W, 3), labels int (N,), not {found}")
     except FileNotFoundError:
-        known = ", ".join(("sprites", *DOWNLOADS))
-        raise SystemExit(f"{data}: no such file or folder, and none of {known}")
-    except KeyError:
-        raise SystemExit(f"{data}: has no array named images (uint8, N x H x W x 3)")
+        raise SystemExit(f"{data}: no such file or folder, and none of {', '.join(NAMES)}")
     except Exception as error:  # numpy and zipfile raise nearly anything on a damaged file
         raise SystemExit(f"{data}: cannot be read ({first_line(error)})")
-    raise SystemExit(f"{data}: neither a folder nor a .zip, .npy or .npz")
-
-
-def stop(error):
-    """For os.walk, which by itself leaves out a folder that it may not open."""
-    raise error
-
-
-def images_among(names):
-    """The sorted names of images; the contact sheet beside a scraper's manifest is none."""
-    sheets = {name[:-14] + "contact.png" for name in names if name.endswith("manifest.jsonl")}
-    return sorted(name for name in names if is_image(name) and name not in sheets)
-
-
-def is_image(name):
-    """Whether a file's suffix is one that Pillow opens; hidden files are left aside."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    hidden = any((p.startswith(".") and p != "..") or p == "__MACOSX" for p in path.parts)
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    return kind in Image.OPEN.keys() - {"EPS"} and not hidden and not name.endswith("/")
-
-
-def open_image(file):
-    """Image.open, but for PostScript, which would run the file as a program."""
-    return Image.open(file, formats=sorted(Image.OPEN.keys() - {"EPS"}))
-
-
-def file_source(path, stamp, names, read):
-    """The Source of files whose first folder, if they have one, is the class."""
-    parts = [PurePosixPath(name.replace("\\", "/")).parts for name in names]
-    parts = [[p for p in path if p not in ("/", "..")] for path in parts]
-    labels = [p[0] if len(p) > 1 else "." for p in parts]
-    classes = sorted(set(labels))
-    index = {name: i for i, name in enumerate(classes)}
-    return Source([str(path.resolve()), stamp], names, [index[n] for n in labels], classes, read)
-
-
-def array_source(key, pixels, labels, names):
-    """The Source of uint8 pixels (N, H, W, 3)."""
-    items = [f"image {i}" for i in range(len(pixels))]
+    names, labels = np.unique(labels, return_inverse=True)
+    names, items = [*map(str, names)], range(len(pixels))
     return Source(key, items, labels, names, lambda i: Image.fromarray(pixels[i]))
 
 
-def download(data, root):
-    """The Source of one of torchvision's sets in `root`, fetched if it is not there."""
-    sets, files = torchvision.datasets, []
+def open_files(path, key):
+    """The Source of the pictures in a folder or a .zip, at any depth. Their classes are the folders
+    at the first level where the paths differ. One line counts the other files by suffix."""
+    archive = None if path.is_dir() else zipfile.ZipFile(path)
+    files = {} if archive else dict(walk(path))
+    for entry in archive.infolist() if archive else ():  # the names never become paths
+        name = entry.filename.replace("\\", "/")
+        if not entry.flag_bits & 0x800:  # macOS writes UTF-8 without saying so
+            with suppress(UnicodeError):
+                name = name.encode("cp437").decode()
+        parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+        if not name.endswith("/") and not any(part.startswith(CLUTTER) for part in parts):
+            files["/".join(parts)] = entry  # of two of one name, the later one counts
+    pictures = {s for s, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+    formats = [kind for kind in FORMATS if kind in Image.OPEN]  # what this Pillow has
+    suffixes = {name: os.path.splitext(name)[1].lower() for name in files}
+    names = sorted(name for name in files if suffixes[name] in pictures or not files[name])
+    other = Counter(suffixes[name] or "no suffix" for name in sorted({*files} - {*names}))
+    other = "; not read: " + ", ".join(f"{n:,} {suffix}" for suffix, n in other.most_common(9))
+    if not names:
+        raise SystemExit(f"{path}: there are no images in it{other}")
+    if len(names) < len(files):
+        say(f"{path}: {len(names):,} images{other}")
+    if not archive:
+        stats = [os.stat(files[name]) for name in names if files[name]]
+        key = [key[0], names, [(stat.st_size, stat.st_mtime_ns) for stat in stats]]
+    folders = [(*name.split("/")[:-1], ".") for name in names]
+    depth = next((i for i, level in enumerate(zip(*folders)) if len({*level}) > 1), 0)
+    classes, labels = np.unique([folder[depth] for folder in folders], return_inverse=True)
+
+    def read(i):
+        file = files[names[i]]
+        if not file:
+            raise ValueError("a broken link, or not a regular file")
+        if archive and file.file_size > 2**28:
+            raise ValueError("more than 256 MiB when unpacked")
+        return Image.open(io.BytesIO(archive.read(file)) if archive else file, formats=formats)
+
+    return Source(key, names, labels, [*map(str, classes)], read)
+
+
+def walk(folder, within="", above=frozenset()):
+    """(name, path) of each file below a folder, False for the path of a broken link or a pipe,
+    which would block. Links are followed, but not to a folder that holds them."""
+    here = Path(folder).resolve()
+    for entry in [] if here in above else [*os.scandir(folder)]:
+        if os.path.isdir(entry) and not entry.name.startswith(CLUTTER):
+            yield from walk(entry.path, f"{within}{entry.name}/", {*above, here, *here.parents})
+        elif not entry.name.startswith(CLUTTER):
+            yield within + entry.name, os.path.isfile(entry) and entry.path
+
+
+def download(data, cache):
+    """The Source of one of torchvision's sets in `cache`, fetched if it is not there."""
+    sets, before, options = torchvision.datasets, socket.getdefaulttimeout(), {"download": True}
+    if data.startswith("lsun-"):
+        kind, options = sets.LSUN, {"classes": [f"{data[5:]}_train"]}
+        files = [f"{data[5:]}_train_lmdb (unpacked; reading it takes `pip install lmdb`)"]
+    elif data == "celeba":
+        kind, options = sets.CelebA, options | {"split": "all", "target_type": "identity"}
+        files = [f"celeba/{name} (md5 {md5})" for _, md5, name in kind.file_list]
+    else:
+        kind = sets.CIFAR10 if data == "cifar10" else sets.STL10
+        options |= {"split": "train+unlabeled"} if data == "stl10" else {}
+        files = [f"{kind.filename} (md5 {kind.tgz_md5})"]
+    socket.setdefaulttimeout(30)  # seconds without a byte, then a download counts as stalled
     try:
-        if data.startswith("lsun-"):
-            files = [f"{data[5:]}_train_lmdb (unpacked; reading it takes `pip install lmdb`)"]
-            found = sets.LSUN(str(root), classes=[f"{data[5:]}_train"])
-            labels, names = np.zeros(len(found)), [data[5:]]
-        elif data == "celeba":
-            files = [f"celeba/{name} (md5 {md5})" for _, md5, name in sets.CelebA.file_list]
-            found = sets.CelebA(str(root), split="all", target_type="identity", download=True)
-            labels, names = np.zeros(len(found)), ["face"]
-        else:
-            kind = sets.CIFAR10 if data == "cifar10" else sets.STL10
-            files = [f"{kind.filename} (md5 {kind.tgz_md5})"]
-            fetch_archive(kind, root)
-            split = {"train": True} if data == "cifar10" else {"split": "train+unlabeled"}
-            found = kind(str(root), download=True, **split)
-            names = list(found.classes) + ["unlabeled"] * (data == "stl10")
-            labels = np.asarray(found.targets if data == "cifar10" else found.labels) % len(names)
+        found = kind(str(cache), **options)
     except Exception as error:  # lmdb, gdown and http.client have errors of their own
-        wanted = "".join(f"\n    {root / file}" for file in files)
-        reason = f"cannot be had ({first_line(error)})"
-        raise SystemExit(f"{data}: {reason}. Put there yourself, and run again:{wanted}")
+        wanted = "".join(f"\n    {cache / file}" for file in files)
+        raise SystemExit(f"{data}: no download ({first_line(error)}). Put there yourself:{wanted}")
+    finally:
+        socket.setdefaulttimeout(before)
+    labels = getattr(found, "targets", getattr(found, "labels", [0] * len(found)))
+    names = [*getattr(found, "classes", [data])] + ["unlabeled"] * (data == "stl10")
+    labels = np.asarray(labels) % len(names)  # "unlabeled" is -1
     return Source([data], range(len(found)), labels, names, lambda i: found[i][0])
 
 
-def fetch_archive(kind, root):
-    """Fetch a torchvision set's archive into `root`, unless it is there or already unpacked."""
-    files = [root / kind.base_folder / name for name, _ in kind.train_list + kind.test_list]
-    unpacked = all(file.exists() for file in files)
-    if unpacked or torchvision.datasets.utils.check_integrity(root / kind.filename, kind.tgz_md5):
-        return
-    root.mkdir(parents=True, exist_ok=True)
-    print(f"fetching {kind.url}; a copy of your own at {root / kind.filename} serves as well")
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # seconds without a byte, then it counts as stalled
-    try:
-        with tempfile.TemporaryDirectory(dir=root) as partial:
-            torchvision.datasets.utils.download_url(kind.url, partial, kind.filename, kind.tgz_md5)
-            os.replace(Path(partial) / kind.filename, root / kind.filename)
-    finally:
-        socket.setdefaulttimeout(before)
+def to_rgb(image, size=None):
+    """A PIL image of any mode -> RGB, uint8 array (3, H, W): upright, on white, 16 bits scaled to
+    8; with `size`, its center square resized to that."""
+    raw = str(image.tile[0][3]) if getattr(image, "tile", None) else ""  # the file's own mode
+    tags, clear = getattr(image, "tag_v2", {}), image.info.get("transparency")
+    if image.mode == "F" or (image.mode == "I" and image.format not in (None, "PNG", "PPM")):
+        raise ValueError("pixels of 32 bits have no known range; save it with 8 or 16 bits")
+    image.load()
+    with suppress(Exception):  # damaged EXIF says nothing of the pixels
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, or the 12 of a TIFF
+        white = 2 ** tags.get(258, (16,))[0] - 1
+        grey = np.asarray(image).clip(0, white)
+        grey = np.where(grey == clear, white, white - grey if tags.get(262) == 0 else grey)
+        image = Image.fromarray((grey * (255 / white)).round().astype(np.uint8))
+    elif isinstance(clear, int) and raw in ("L;2", "L;4"):  # Pillow scales the pixels alone
+        image.info["transparency"] = clear * (85 if raw == "L;2" else 17)
+    elif isinstance(clear, tuple) and raw.startswith("RGB;16"):
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = image.convert("RGB")
+    if size:
+        side = min(image.size)
+        x, y = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((x, y, x + side, y + side)).resize((size, size), Image.LANCZOS)
+    return np.asarray(image).transpose(2, 0, 1)
 
 
-def sprites(size, n=2048):
-    """Small mirrored creatures: uint8 (n, size, size, 3) and labels (n,), always the same.
-
-    Drawn on 16 x 16 cells, then softened and grained: with flat colours and hard edges a
-    discriminator wins within a hundred updates, and the generator learns little from it.
-    """
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[0:16, 0:16] + 0.5
-    x = abs(x - 8)  # so that every shape is mirrored
-    images, labels = np.empty((n, size, size, 3), np.uint8), np.arange(n) % 4
-    for image, kind in zip(images, labels):
-        wide, tall, top = rng.uniform(3.2, 5.2), rng.uniform(3.0, 4.6), rng.uniform(6.0, 8.4)
-        power = 6 if kind == 2 else 2.2
-        body = (x / wide) ** power + (abs(y - top) / tall) ** power < 1
-        if kind == 0:  # a ghost's skirt
-            body |= (x < wide) & (y > top) & (y < 13 + (x.astype(int) % 2))
-        elif kind == 1:  # a beetle's six legs and two feelers
-            for leg in range(3):
-                body |= (abs(y - top - 2 * leg + 2) < 0.6) & (x < wide + 2)
-            body |= (abs(x - 2) < 0.6) & (y < top) & (y > 1.5)
-        elif kind == 2:  # a robot's arms, legs and antenna
-            body |= (abs(y - top) < 0.8) & (x < wide + 2) | (abs(x - 2) < 1.1) & (y > top) & (
-                y < 14
-            )
-            body |= (x < 1) & (y < top) & (y > 1.5)
-        else:  # a cat's ears and paws
-            body |= (abs(x - wide + 1.4) < (y - 1.5) / 2) & (y > 2) & (y < top)
-            body |= (abs(x - 2.2) < 1.1) & (y > top) & (y < 14)
-        hue, light = rng.uniform(0, 1), rng.uniform(0.75, 1.0)
-        color = (0.55 + 0.45 * np.cos(2 * np.pi * (hue + np.array([0, 1 / 3, 2 / 3])))) * light
-        edge = np.pad(body, 1)
-        edge = edge[2:, 1:-1] | edge[:-2, 1:-1] | edge[1:-1, 2:] | edge[1:-1, :-2]
-        cells = np.full((16, 16, 3), 0.93 - 0.25 * (1 - color))  # a pale ground of its hue
-        cells[edge | body] = 0.2
-        cells[body] = color
-        cells[body & (y > top + 1.2)] = color * 0.75
-        cells[body & (x < wide * 0.45) & (y > top + 0.6)] = color * 0.5 + 0.5  # belly
-        eye = rng.uniform(1.2, 2.4)
-        cells[(abs(x - eye) < 1) & (abs(y - top + 1.2) < 1)] = 1
-        cells[(abs(x - eye) < 0.6) & (abs(y - top + 0.8) < 0.6)] = 0.1
-        soft = Image.fromarray((cells * 255).round().astype(np.uint8))
-        soft = np.asarray(soft.resize((size, size), Image.Resampling.BILINEAR)).astype(float)
-        soft = (soft + rng.normal(0, 15, soft.shape))[:, : size // 2].clip(0, 255).round()
-        image[:] = np.concatenate([soft, soft[:, ::-1]], axis=1)
-    return images, labels
+SPRITES = {  # the left half of 16 x 16 cells, two bits each: ground, body, white, pupil
+    "ghost": "000000550155055505550569056d055505550555055505550555055504510000",
+    "beetle": "010000400015005500a510b50555005515550055005515550055001500000000",
+    "robot": "000100010155015501a501b50155000515551155115511550155014001400000",
+    "cat": "0400050005400555055505a505b5055501550055015501550155014501450000",
+}
 
 
-def progress(total, unit, done=0):
-    """A tqdm bar on a terminal; something silent without either, and in all processes but one."""
-    if tqdm and os.environ.get("RANK", "0") == "0":
-        return tqdm(total=total, initial=done, unit=unit, disable=None, dynamic_ncols=True)
-    silent = dict.fromkeys(("update", "set_postfix_str", "clear", "close"), lambda *_, **__: None)
-    return SimpleNamespace(**silent)
+def sprite(size, i):
+    """The i-th of many small mirrored creatures, a PIL image, always the same: of four kinds by
+    turns, in its own colour. Shading and grain keep a discriminator from winning at a glance."""
+    rng, code = np.random.default_rng(i), [*SPRITES.values()][i % len(SPRITES)]
+    half = np.frombuffer(bytes.fromhex(code), ">u2")[:, None] >> np.arange(14, -2, -2) & 3
+    color = 0.5 + 0.45 * np.cos(2 * np.pi * (rng.uniform() + np.arange(3) / 3))
+    palette = np.array([0.95 - 0.25 * (1 - color), color, [1, 1, 1], [0.1, 0.1, 0.1]])
+    cells = (255 * palette[np.hstack([half, half[:, ::-1]])]).astype(np.uint8)
+    cells = Image.fromarray(cells).resize((size, size), Image.BILINEAR)
+    left = np.asarray(cells)[:, : size // 2] * np.linspace(1.15, 0.75, size)[:, None, None]
+    left = (left + rng.normal(0, 6, left.shape)).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(np.hstack([left, left[:, ::-1]]))
 
 
-# ---- Options (shared ones the same in dcgan.py, wgan.py, wgan_gp.py) -----------------------------
+# ---- Options -------------------------------------------------------------------------------------
 # fmt: off
 
 
@@ -1110,129 +776,75 @@ def build_parser():
     parser = argparse.ArgumentParser(
         prog=SCRIPT, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add_data_options(parser)
-    add("--g-width", type=positive, default=128, metavar="C",
-        help="channels of the generator at size/2, doubling with each halving, 1024 at most "
-             "(default 128: 512-256-128 at 32x32)")
-    add("--d-width", type=positive, default=64, metavar="C",
-        help="the same for the critic (default 64: 64-128-256 at 32x32)")
-    add("--norm", choices=("batch", "none"), default="batch",
-        help="batch norm in the generator, or none (default batch)")
-    add("--critic-norm", choices=("none", "layer", "instance"), default="none",
-        help="norm of the critic; batch norm would couple the samples (default none)")
-    add("--gp-weight", type=above_zero, default=10.0, metavar="X",
-        help="the penalty's weight λ (default 10); larger holds the gradient's norm closer to 1")
-    add("--n-critic", type=positive, default=5, metavar="N",
-        help="critic updates per generator update (default 5)")
-    add("--epochs", type=positive, default=100, metavar="N",
-        help="passes of the critic over the data (default 100)")
-    add("--batch-size", type=positive, default=64, metavar="N",
-        help="real images per update (default 64)")
-    add("--lr", type=above_zero, default=1e-4, metavar="X",
-        help="Adam's learning rate, for both networks (default 1e-4)")
-    add("--betas", type=fraction, nargs=2, default=[0.0, 0.9], metavar="B",
-        help="Adam's decay rates of the gradient's mean and square, in [0, 1) (default 0 0.9; "
-             "momentum hurts here, for the critic's target moves)")
-    add_run_options(parser)
+    add("--data", default="sprites", metavar="SET", help="sprites (made here), cifar10, stl10, "
+        "celeba, lsun-NAME, or a folder, .zip, .npy or .npz of images")
+    add("--classes", nargs="+", metavar="NAME", help="train on these classes of the set alone")
+    add("--hflip", action="store_true", help="mirror images at random; not for text or digits")
+    add("--skip-corrupt", action="store_true", help="leave unreadable files out, do not stop")
+    add("--cache", default="data", metavar="DIR", help="of downloads and decoded images")
+    add("--size", type=int, default=32, metavar="PX", help="of the square images: 4, 5, 6 or 7 "
+        "times a power of two, 16 to 256")
+    add("--z-dim", type=int, default=100, metavar="N", help="length of a latent")
+    add("--g-width", type=int, default=128, metavar="C", help="channels of the generator at "
+        "size/2, doubling with each halving, 1024 at most")
+    add("--d-width", type=int, default=64, metavar="C", help="the same for the critic")
+    add("--norm", choices=("batch", "none"), default="batch", help="of the generator")
+    add("--critic-norm", choices=("none", "layer", "instance"), default="none", help="of the "
+        "critic; a batch norm would couple the samples")
+    add("--gp-weight", type=float, default=10.0, metavar="X", help="λ, the penalty's weight; "
+        "larger holds the gradient's norm closer to 1")
+    add("--n-critic", type=int, default=5, metavar="N", help="critic updates per generator update")
+    add("--epochs", type=int, default=100, metavar="N", help="passes of the critic over the data")
+    add("--batch-size", type=int, default=64, metavar="N", help="real images per update")
+    add("--lr", type=float, default=1e-4, metavar="X", help="learning rate of both networks")
+    add("--betas", type=float, nargs=2, default=[0.0, 0.9], metavar="B", help="Adam's decay rates; "
+        "momentum hurts where the critic's target moves")
+    add("--lr-decay", action="store_true", help="let the learning rate fall linearly to zero")
+    add("--ema", type=float, default=0.999, metavar="D", help="decay per update of the averaged "
+        "generator, which samples come from; 0 takes the raw one")
+    add("--seed", type=int, default=0, metavar="N", help="of weights, latents, order of the images")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="fp32 (TF32 on CUDA) "
+        "or bfloat16 autocast; auto takes that where the hardware multiplies it")
+    add("--no-graph", action="store_true", help="on CUDA, launch every kernel by itself: slower, "
+        "the same numbers, and errors name their line")
+    add("--snapshot-every", type=int, default=10, metavar="N", help="epochs between snapshots of "
+        "the generator; the last is always kept")
+    add("--out", default=f"runs/{SCRIPT[:-3]}", metavar="DIR", help="run folder, not yet in use")
+    add("--resume", action="store_true", help="go on from --out with its flags, some of which may "
+        "be given anew, such as --epochs and --lr")
+    for action in parser._actions:
+        if action.default not in (None, False, argparse.SUPPRESS):
+            action.help += " (default %(default)s)"
     return parser
 
 
-def add_data_options(parser):
-    add = parser.add_argument
-    add("--data", default="sprites", metavar="SET",
-        help="sprites (made here, no download), cifar10, stl10, celeba, lsun-NAME, or the path of "
-             "a folder, .zip, .npy or .npz of images (default sprites)")
-    add("--classes", nargs="+", metavar="NAME",
-        help="train on these classes alone; a wrong name lists the right ones")
-    add("--hflip", action="store_true",
-        help="mirror every image with probability 1/2; not for text or digits")
-    add("--skip-corrupt", action="store_true",
-        help="leave unreadable files out and say how many, instead of stopping")
-    add("--cache", default="data", metavar="DIR",
-        help="folder of downloads and decoded images (default data)")
-    add("--size", type=image_size, default=32, metavar="PX",
-        help="width and height of the images: 4, 5, 6 or 7 times a power of two, 16 to 256 "
-             "(default 32)")
-    add("--z-dim", type=positive, default=100, metavar="N",
-        help="length of a latent vector (default 100)")
-
-
-def add_run_options(parser):
-    add = parser.add_argument
-    add("--lr-decay", action="store_true",
-        help="let the learning rate fall linearly to zero over --epochs")
-    add("--ema", type=fraction, default=0.999, metavar="D",
-        help="decay, per generator update, of the averaged generator that samples come from, "
-             "in [0, 1); 0 samples from the raw one (default 0.999)")
-    add("--seed", type=not_negative, default=0, metavar="N",
-        help="of the weights, the latents and the order of the images (default 0)")
-    add("--device", default="auto", metavar="NAME",
-        help="auto, cpu, cuda, cuda:1, mps (default auto: cuda, else mps, else cpu)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-        help="bf16 runs the networks under bfloat16 autocast; auto does where the hardware "
-             "multiplies bfloat16 (default auto)")
-    add("--no-graph", action="store_true",
-        help="on CUDA, launch every kernel by itself instead of replaying each iteration as one "
-             "recorded graph: slower, the same numbers, and errors name their line")
-    add("--snapshot-every", type=not_negative, default=10, metavar="N",
-        help="epochs between snapshots of the generator; the last is always kept (default 10)")
-    add("--out", default=f"runs/{Path(SCRIPT).stem}", metavar="DIR",
-        help="run folder; one in use is refused (default %(default)s)")
-    add("--resume", action="store_true",
-        help="go on from checkpoint.pt in --out with its flags, some of which may be given anew, "
-             "such as --epochs and --lr")
-
-
 # fmt: on
-FREE = (  # flags that a resumed run may give anew
-    "data cache skip_corrupt epochs lr betas lr_decay device precision no_graph out resume "
-    "snapshot_every"
-).split()
-
-
 def parse_args(argv=None, saved=None):
     """The checked flags; `saved` are those of the run that is resumed."""
     parser = build_parser()
     args = parser.parse_args(argv, argparse.Namespace(**saved or {}))
-    for name, value in (saved or {}).items():
-        if name not in FREE and getattr(args, name) != value:
-            flag = "--" + name.replace("_", "-")
-            parser.error(
-                f"{flag}: the run in {args.out} has {value}; leave {flag} out to resume it"
-            )
-    return args
-
-
-def positive(text):
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return int(text)
-
-
-def not_negative(text):
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return int(text)
-
-
-def above_zero(text):
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return float(text)
-
-
-def fraction(text):
-    if not 0 <= float(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
-    return float(text)
-
-
-def image_size(text):
+    if args.data == "sprites" and not saved:
+        parser.set_defaults(**DEMO)
+        args = parser.parse_args(argv)
+    free = "data cache skip_corrupt epochs lr betas lr_decay device precision no_graph out resume"
+    for name, value in vars(args).items():
+        flag, low = f"--{name.replace('_', '-')}", int(name not in ("seed", "snapshot_every"))
+        if saved and saved[name] != value and name not in f"{free} snapshot_every".split():
+            parser.error(f"{flag}: the run in {args.out} has {saved[name]}; leave {flag} out")
+        if type(value) is int and not low <= value < 2**63:
+            parser.error(f"{flag} {value}: must be {low} or more")
+        if name == "batch_size" and value % int(os.environ.get("WORLD_SIZE", 1)):
+            parser.error(f"{flag} {value}: must be a multiple of the processes")
+        if name in ("lr", "clip", "gp_weight") and not 0 < value < float("inf"):
+            parser.error(f"{flag} {value}: must be above 0")
+        if name in ("ema", "betas") and not all(0 <= v < 1 for v in np.ravel(value)):
+            parser.error(f"{flag} {value}: must be in [0, 1)")
     try:
-        return int(text) if first_map(int(text)) else 0
-    except ValueError:
-        sizes = sorted(b << n for n in range(2, 7) for b in (4, 5, 6, 7) if b << n <= 256)
-        raise argparse.ArgumentTypeError(f"{text} is none of {' '.join(map(str, sizes))}")
+        first_map(args.size)
+    except ValueError as error:
+        parser.error(f"--size {error}")
+    return args
 
 
 # ---- main ----------------------------------------------------------------------------------------
@@ -1240,42 +852,36 @@ def image_size(text):
 
 def main(argv=None):
     args = parse_args(argv)
-    checkpoint = find_run(args)
-    if checkpoint:
-        args = parse_args(argv, checkpoint["args"])
-    device, device_name, precision = pick_device(join_processes(args.device), args.precision)
-    torch.set_flush_denormal(True)  # on a CPU a denormal costs a hundred times a normal number
-    data = args.data, args.size, args.classes, args.cache, args.skip_corrupt
-    with first_process_first():
-        images, _, _ = load_data(*data)
-    images = place(images, args, device)
+    with locked(Path(args.out)) if FIRST else nullcontext():
+        saved = load_checkpoint(args)
+        args = parse_args(argv, saved["args"] | {"out": args.out}) if saved else args
+        if os.path.exists(args.data) and args.data not in NAMES:
+            args.data = os.path.abspath(args.data)  # a resumed run may start from elsewhere
+        device, device_name, precision = set_up_device(args.device, args.precision)
+        rank, world = join_processes(device)
+        images, _, _ = load_data(args.data, args.size, args.classes, args.cache, args.skip_corrupt)
+        cuda, mps = device.type == "cuda", device.type == "mps"
+        if cuda and images.numel() < torch.cuda.mem_get_info()[0] // 2:
+            images = images.to(device)
 
-    torch.manual_seed(args.seed)
-    G = Generator(args.size, args.z_dim, args.g_width, args.norm)
-    critic = Critic(args.size, args.d_width, args.critic_norm)
-    opts = []
-    for net in (G, critic):
-        net.to(device, memory_format=torch.channels_last)
-        how = {"fused": device.type in ("cpu", "cuda"), "capturable": device.type == "cuda"}
-        opts.append(torch.optim.Adam(net.parameters(), args.lr, tuple(args.betas), **how))
-    parts = {"G": G, "critic": critic, "opt_G": opts[0], "opt_critic": opts[1]}
-    if args.ema:
-        parts["G_ema"] = copy.deepcopy(G).eval().requires_grad_(False)
-    run = Run(args, device, parts, images, checkpoint)
-    if args.ema:
-        average_weights(parts["G_ema"], G, opts[0], args.ema, run.step)
-    if precision == "bf16":
-        low_precision(G, device)
-        low_precision(critic, device)
-
-    run.start(device_name, precision)
-    try:
-        train(G, critic, *opts, run, args)
-    finally:
-        run.close()
-    print(f"done in {run.elapsed():,.0f} s: look at {run.out / 'samples'}")
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        torch.manual_seed(args.seed)
+        G = Generator(args.size, args.z_dim, args.g_width, args.norm)
+        critic = Critic(args.size, args.d_width, args.critic_norm)
+        layout = torch.contiguous_format if mps else torch.channels_last  # wrong gradients on MPS
+        G, critic = (net.to(device, memory_format=layout) for net in (G, critic))
+        how = {"lr": torch.tensor(args.lr, device=device if cuda else "cpu"), "capturable": cuda}
+        how |= {"betas": tuple(args.betas), "fused": not mps}
+        opt_G, opt_critic = (torch.optim.Adam(net.parameters(), **how) for net in (G, critic))
+        state = {"G": G, "critic": critic, "opt_G": opt_G, "opt_critic": opt_critic}
+        step = partial(train_step, **state, z_dim=args.z_dim, gp_weight=args.gp_weight)
+        words = precision + " (TF32)" * (cuda and precision == "fp32")
+        start_run(state, saved, images, args, f"{device_name}, {words}")
+        for net in (G, critic) if precision == "bf16" else ():
+            autocast(net, device)
+        train(step, state, images, args, device, rank, world)
+        say(f"done in {state['seconds']:,.0f} s: look at {args.out}/samples")
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python tests/gallery.py --port 8000
     python scrape_spirits.py --url http://127.0.0.1:8000/spirits --delay 0.02 --out data/gallery
 
-Its 1,395 pictures are drawn in code: the creatures of dcgan.py's sprites before a random shape, on
-a transparent ground, as PNG of 96 to 160 pixels with spaces in their names. Nothing in it is a
-picture of the real page.
+The scraper writes its contact sheet to data/gallery-contact.png. The 1,395 pictures are made in
+code: the creatures of dcgan.py's sprites before a random shape, on a transparent ground, as PNG of
+96 to 160 pixels with spaces in their names. Nothing in it is a picture of the real page.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from dcgan import sprites
+from dcgan import sprite
 
 PAGE = """<!DOCTYPE html>
 <html><head><meta charset="utf-8"><title>Spirits</title></head>
@@ -35,7 +35,8 @@ SPIRIT = """<div class="col-md-2 spiritDiv"><a href="{0}"><img src="thumbs/{1}.j
 
 def pictures(n=1395):
     """{name with spaces: PNG}, always the same."""
-    creatures, kinds = sprites(64, n)
+    creatures = [np.asarray(sprite(64, i)) for i in range(n)]
+    kinds = [i % 4 for i in range(n)]
     rng = np.random.default_rng(1395)
     return {
         f"{i + 1:04} {('Ghost', 'Beetle', 'Robot', 'Cat')[kind]} (No. {i + 1}).png": draw(
@@ -91,7 +92,7 @@ class Gallery(ThreadingHTTPServer):
         self.url = f"http://{host}:{self.server_address[1]}"
 
     def handle_error(self, request, client_address):
-        """Visitors may leave early."""
+        """A client that leaves early is no error."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -131,10 +132,10 @@ def main(argv=None):
     parser.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1 (default 8000)")
     parser.add_argument("--count", type=int, default=1395, help="pictures (default 1395)")
     args = parser.parse_args(argv)
-    print(f"drawing {args.count:,} pictures", flush=True)
-    drawn = pictures(args.count)
-    files = {f"/images/{name.replace(' ', '%20')}": body for name, body in drawn.items()}
-    with Gallery(files | {"/spirits": page(drawn)}, port=args.port) as server:
+    print(f"making {args.count:,} pictures", flush=True)
+    made = pictures(args.count)
+    files = {f"/images/{name.replace(' ', '%20')}": body for name, body in made.items()}
+    with Gallery(files | {"/spirits": page(made)}, port=args.port) as server:
         print(f"{server.url}/spirits; Ctrl-C ends it", flush=True)
         try:
             server.serve_forever()

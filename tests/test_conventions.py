@@ -23,16 +23,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 TRAINERS = [name for name in ("dcgan.py", "wgan.py", "wgan_gp.py") if name in SCRIPTS]
-PAGES = ["README.md", "CONVENTIONS.md"]
+PAGES = ["README.md", "CONVENTIONS.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 
 # Top-level names that differ on purpose from script to script, and why.
 DIFFER = {
     "SCRIPT": "the script's own name",
-    "COLUMNS": "what a paper's iteration reports",
+    "COLUMNS": "what a paper's train step reports",
+    "DEMO": "what a model needs to learn the sprites in a minute or two",
     "Critic": "WGAN's has batch norm; WGAN-GP's must not couple the samples of a batch",
     "generator_loss": "cross entropy or critic score",
-    "iteration": "the paper's algorithm",
-    "train": "how many batches one iteration takes",
+    "train_step": "the paper's algorithm",
     "build_parser": "the script's own flags and defaults",
     "parse_args": "what a trainer checks is a resumed run; the others check their own flags",
     "main": "the paper's networks and optimizers",
@@ -151,7 +151,7 @@ def test_section_marks_are_ruled_to_column_100(script):
     assert marks and all(len(m) == 100 and re.match(r"# ---- .+ -+$", m) for m in marks)
     if script in TRAINERS:
         titles = [re.match(r"# ---- ([\w ]+?) (?:\(|--)", mark).group(1) for mark in marks]
-        order = "Networks, Objective, Training, Training tools, Run folder, Data, Options, main"
+        order = "Networks, Objective, Training, Training loop, Run folder, Data, Options, main"
         assert titles == order.split(", ")
 
 
@@ -234,6 +234,10 @@ def test_every_printed_command_parses(place, script, line):
     importlib.import_module(Path(script).stem).parse_args(shlex.split(line))
 
 
+def test_the_readme_is_short():
+    assert len(read("README.md").splitlines()) <= 220
+
+
 def test_ci_runs_the_commands_of_the_readme():
     readme, ci = read("README.md"), read(".ci/run")
     test = "pip install -r tests/requirements.txt && pytest"
@@ -255,7 +259,8 @@ def test_the_conventions_are_short_and_name_tests_that_exist():
 def test_pages_link_to_files_that_exist():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", read(page)):
-            assert target.startswith("http") or (ROOT / target).exists(), f"{page}: {target}"
+            there = (ROOT / page).parent / target
+            assert target.startswith("http") or there.exists(), f"{page}: {target}"
 
 
 def test_nothing_else_at_top_level():

@@ -104,24 +104,24 @@ def main():
     distances()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        source = fid.open_source(args.data, 32, Path("data"))
+        source = fid.open_data(args.data, 32, "data")
         for side, start in (("a", 0), ("b", 1)):
             (folder / side).mkdir()
             step = len(source.items) // args.n if args.n * 2 <= len(source.items) else 1
             for i in range(args.n):
                 with source.read((i * step + start) % len(source.items)) as image:
-                    Image.fromarray(np.asarray(fid.as_rgb(image))).save(folder / side / f"{i}.png")
+                    Image.fromarray(np.asarray(fid.to_rgb(image))).save(folder / side / f"{i}.png")
         weights = folder / "hub" / "checkpoints" / fid.WEIGHTS.rpartition("/")[2]
         weights.parent.mkdir(parents=True)
         torch.save(random_weights(), weights)
         sides = folder / "a", folder / "b"
         ours = [ROOT / "fid.py", *sides, "--allow-few"]
-        ways = {"pytorch-fid": ["-m", "pytorch_fid", *sides], "fid.py, float32": ours}
+        commands = {"pytorch-fid": ["-m", "pytorch_fid", *sides], "fid.py, float32": ours}
         if args.bf16:
-            ways["fid.py, bfloat16"] = [*ours, "--precision", "bf16"]
-        found = {name: [] for name in ways}
+            commands["fid.py, bfloat16"] = [*ours, "--precision", "bf16"]
+        found = {name: [] for name in commands}
         for turn in range(args.turns):
-            for name, command in ways.items():
+            for name, command in commands.items():
                 cache = ["--cache", folder / f"{name}{turn}"] if "fid.py" in name else []
                 found[name].append(run(*command, *cache, TORCH_HOME=str(folder)))
         base = statistics.median(row[0] for row in found["pytorch-fid"])

@@ -6,7 +6,7 @@
 Prints a table in Markdown: images/s, seconds for an epoch of 50,000 images, peak memory, and the
 ratio to the plain loop of train_speed.py. Every cell is a process of its own, so that memory is its
 own as well: on a GPU what torch allocated there, on a CPU the process beyond its start. The plain
-loop's two loader processes are not counted. A cell lasts --seconds or one iteration.
+loop's two loader processes are not counted. A cell lasts --seconds or one train step.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def measure(script, way, size, batch_size, data, device, limit):
         step = train_speed.plain_dcgan(images, device, batch_size)
     else:
         step = train_speed.plain_wasserstein(script, images, device, batch_size)
-    for _ in range(5 if device.type == "cuda" else 1):  # warm up, and record the graph
+    for _ in range(5 if device.type == "cuda" else 1):  # warm up, and capture the graph
         step()
     count, start = 0, time.perf_counter()
     while not count or time.perf_counter() - start < limit:
@@ -73,7 +73,7 @@ def main():
         script, way, size, batch_size = args.cell
         numbers = int(size), int(batch_size)
         return measure(script, way, *numbers, args.data, args.device, args.seconds)
-    _, name, precision = dcgan.pick_device(args.device, "auto")
+    _, name, precision = dcgan.set_up_device(args.device, "auto")
     print(f"{name}, {precision} as shipped, torch {torch.__version__}, {platform.python_version()}")
     print("\n| script | size | batch | plain images/s | shipped images/s | ratio "
           "| s per epoch of 50,000 | plain MB | shipped MB |")  # fmt: skip

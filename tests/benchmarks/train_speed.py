@@ -4,29 +4,33 @@
     python tests/benchmarks/train_speed.py --script wgan_gp --data cifar10-train/ --parts
 
 The plain loop is what public repositories do: contiguous float32 tensors, a DataLoader with two
-workers, ToTensor and Normalize, losses read with .item() in every iteration, gradients of the
+workers, ToTensor and Normalize, losses read with .item() in every step, gradients of the
 discriminator's weights computed in the generator's step as well; for the Wasserstein GANs two calls
-of the critic and fakes still attached to the generator. The two take turns, a few iterations each,
-and the ratio is the median of those turn by turn, so that a noisy machine disturbs both. --parts
-also takes the shipped loop's measures away one by one.
+of the critic and fakes still attached to the generator. The two take turns, a few steps each, and
+the ratio is the median of those turn by turn, so that a noisy machine disturbs both. --parts also
+takes the shipped loop's measures away one by one.
+
+Beside each speed stands the share of the machine's own rate of multiplying matrices, of 2048 x 2048
+in float32 or, where the networks run in it, bfloat16: how near the limit the loop is. The
+operations of a train step are counted by torch.utils.flop_counter's formulas.
 """
 
 import argparse
 import copy
 import importlib
-import itertools
-import math
 import platform
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -142,77 +146,91 @@ def plain_wasserstein(script, images, device, batch_size):
 
 
 def shipped(script, images, device, batch_size, precision="auto", channels_last=True, without=None):
-    """The script's own iteration, set up as its main() does; `without` takes a measure away."""
+    """The script's own train step, set up as its main() and train() do; `without` takes a measure
+    away."""
     module = importlib.import_module(script)
     G, D = networks(script, device, images.shape[-1])
     if channels_last:
         for net in (G, D):
             net.to(memory_format=torch.channels_last)
     opts = list(optimizers(script, G, D, fused=True, capturable=device.type == "cuda"))
-    module.average_weights(copy.deepcopy(G).requires_grad_(False), G, opts[0], 0.999, 0)
-    if module.pick_device(str(device), precision)[2] == "bf16":
-        module.low_precision(G, device)
-        module.low_precision(D, device)
+    G_ema, weight = copy.deepcopy(G).requires_grad_(False), torch.full((), 1e-3, device=device)
+    if module.set_up_device(str(device), precision)[2] == "bf16":
+        module.autocast(G, device)
+        module.autocast(D, device)
     n_critic = 1 if script == "dcgan" else 5
-    extra = {"dcgan": (), "wgan": (0.01,), "wgan_gp": (10.0,)}[script]
+    extra = {"dcgan": {}, "wgan": {"clip": 0.01}, "wgan_gp": {"gp_weight": 10.0}}[script]
+    train_step = partial(module.train_step, G, D, *opts, z_dim=100, **extra)
     if device.type == "cuda" and without != "memory":
         images = images.to(device)
-    if without == "products":
-        for net in (G, D):
-            for layer in net.modules():
-                layer.__dict__.pop("forward", None) if layer is not net else None
-
-    flags = f"--batch-size {batch_size} --epochs 1000000 --size {images.shape[-1]}".split()
-    args = module.parse_args([*flags, *["--no-graph"] * (without == "graph")])
-    run = module.Run(args, device, {"G": G, "D": D, "opt_G": opts[0], "opt_D": opts[1]}, images)
-    if without == "memory":  # as if they did not fit on the device: a thread reads ahead
-        run.batches = torch.empty(n_critic, batch_size, *images.shape[1:], dtype=torch.uint8)
-        run.batches = run.batches.to(device)
-    run.saved = math.inf  # no checkpoints
-    run.bar = SimpleNamespace(update=lambda n: None, set_postfix_str=lambda text, refresh: None)
-
-    def iterate():
-        reals = [module.to_input(batch) for batch in run.draw()]
-        descend = module.descend
-        if without == "inputs":  # gradients of all parameters, as .backward() alone computes them
-            module.descend = backward_all(opts)
-        try:
-            real = reals[0] if script == "dcgan" else reals
-            run.record(module.iteration(G, D, *opts, real, 100, *extra))
-        finally:
-            module.descend = descend
-
-    def iterations():
-        for epoch in itertools.count():
-            run.done = 0
-            yield from run.iterations(
-                module.epoch_batches(len(images), batch_size, n_critic, epoch, 0)
-            )
-
-    iterate, going = module.replayed(iterate, opts, args, device), iterations()
+    reals = torch.zeros(n_critic, batch_size, *images.shape[1:], dtype=torch.uint8, device=device)
+    totals = torch.zeros(len(module.COLUMNS), device=device)
+    order, state = [], {"step": 0, "graph": None}
 
     def step():
-        next(going)
-        iterate()
+        totals.add_(train_step([module.to_input(real) for real in reals]))
+        module.update_ema(G_ema, G, weight)
+
+    def one():
+        if not order:
+            epoch = module.shuffled_indices(len(images), n_critic * batch_size, state["step"], 0)
+            order.extend(epoch.view(-1, n_critic, batch_size).to(images.device))
+        reals.copy_(images[order.pop()], non_blocking=True)
+        torch.manual_seed(state["step"])
+        weight.fill_(1e-3)
+        optimizer_step = module.optimizer_step
+        if without == "inputs":  # gradients of all parameters, as .backward() alone computes them
+            module.optimizer_step = backward_all(opts)
+        if device.type == "cuda" and without != "graph" and state["step"] == 3:
+            state["graph"] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(state["graph"]):
+                step()
+        state["graph"].replay() if state["graph"] else step()
+        module.optimizer_step = optimizer_step
+        state["step"] += 1
 
     if without == "one call":
         forward = D.forward
+        D.forward = lambda x: torch.cat([forward(part) for part in x.split(batch_size)])
+    one.train_step = step
+    return one
 
-        def in_halves(x):
-            return torch.cat([forward(part) for part in x.split(batch_size)])
 
-        D.forward = in_halves
-    return step
+class Flops(TorchDispatchMode):
+    """Counts the floating-point operations of matrix products and convolutions."""
+
+    count = 0
+
+    def __torch_dispatch__(self, kernel, types, args=(), kwargs=None):
+        made = kernel(*args, **(kwargs or {}))
+        if kernel._overloadpacket in flop_registry:
+            self.count += flop_registry[kernel._overloadpacket](
+                *args, **(kwargs or {}), out_val=made
+            )
+        return made
+
+
+def matrix_rate(device, dtype, n=2048):
+    """Operations per second of products of n x n matrices: the best of ten."""
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * n**3 / min(times)
 
 
 def backward_all(opts):
-    def descend(opt, loss):
+    def optimizer_step(opt, loss):
         for each in opts:
             each.zero_grad()
         loss.backward()
         opt.step()
 
-    return descend
+    return optimizer_step
 
 
 def take_turns(steps, images_per_step, turns, length, device):
@@ -238,15 +256,17 @@ def main():
     parser.add_argument("--data", default="sprites")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--length", type=int, default=0, help="iterations in a turn")
+    parser.add_argument("--length", type=int, default=0, help="train steps in a turn")
     parser.add_argument("--parts", action="store_true", help="take the measures away one by one")
     args = parser.parse_args()
     torch.set_flush_denormal(True)  # for both: it is a setting of each thread
     device = torch.device(args.device)
     images, _, _ = dcgan.load_data(args.data, 32)
-    _, name, precision = dcgan.pick_device(args.device, "auto")
+    _, name, precision = dcgan.set_up_device(args.device, "auto")
     versions = f"torch {torch.__version__}, python {platform.python_version()}"
     print(f"{name}, {precision} by default, {versions}; {len(images):,} images of {args.data};")
+    rates = {dtype: matrix_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    print(", ".join(f"{str(d)[6:]} products {r / 1e9:,.0f} GFLOP/s" for d, r in rates.items()))
     print(f"medians of {args.turns} turns (slowest to fastest turn)\n")
     for script in args.script:
         batch_size, n_critic = (128, 1) if script == "dcgan" else (64, 5)
@@ -256,7 +276,6 @@ def main():
         if args.parts:
             steps["shipped, float32"] = shipped(script, *setting, precision="fp32")
             steps["shipped, contiguous"] = shipped(script, *setting, channels_last=False)
-            steps["shipped, convolutions"] = shipped(script, *setting, without="products")
             steps["shipped, all gradients"] = shipped(script, *setting, without="inputs")
             steps["shipped, read from disk"] = shipped(script, *setting, without="memory")
             if device.type == "cuda":
@@ -265,15 +284,25 @@ def main():
                 steps["shipped, two critic calls"] = shipped(script, *setting, without="one call")
         length = args.length or (12 if script == "dcgan" else 4)
         seconds = take_turns(steps, batch_size * n_critic, args.turns, length, device)
+        with Flops() as flops:
+            steps["shipped"].train_step()
+        per_image = flops.count / (batch_size * n_critic)
         print(
-            f"{script}, batch {batch_size}, {n_critic} update(s) of the second network an iteration"
+            f"{script}, batch {batch_size}, {n_critic} batch(es) a step, {per_image / 1e6:,.0f} ",
+            end="",
         )
+        print("MFLOP an image")
         for label, times in seconds.items():
             speed = [1 / t for t in times]
             ratio = [a / b for a, b in zip(seconds["plain"], times)]
+            low = precision == "bf16" and label not in ("plain", "shipped, float32")
+            share = (
+                statistics.median(speed) * per_image / rates[[torch.float32, torch.bfloat16][low]]
+            )
             print(
                 f"  {label:28} {statistics.median(speed):8,.0f} images/s "
                 f"({min(speed):,.0f} to {max(speed):,.0f})   {statistics.median(ratio):5.2f}x plain"
+                f"   {share:4.0%} of {'bfloat16' if low else 'float32'} products"
             )
         print(flush=True)
 
