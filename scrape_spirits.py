@@ -1,12 +1,11 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["pillow>=10.1", "tqdm"]
+# dependencies = ["pillow>=10.1"]
 # ///
-"""Scrape the pictures of a web gallery into a training set, with manners.
+"""Scrape the pictures of a web gallery into a training set, within the rules of its host.
 
 Made for the 1,395 "spirits" of Super Smash Bros. Ultimate: on that page every element of class
-`spiritDiv` holds an <a> whose href is the full picture. Other pages go by --select, or by nothing:
-without such elements every <img> larger than --min-side counts.
+`spiritDiv` holds an <a> whose href is the full picture. Other pages go by --select.
 
 Usage
     python scrape_spirits.py --dry-run                list what would be fetched, write nothing
@@ -14,32 +13,20 @@ Usage
     python dcgan.py --data data/spirits --size 64     ... and train on them
     python scrape_spirits.py --url https://example.org/art --select thumb --follow --out data/art
 
-Run it again after Ctrl-C, a crash or failures: what is whole is not fetched twice. A set that is
-complete is brought up to date: pictures are asked for with their ETag or Last-Modified, and come
-anew only if they changed (what came without either is taken as unchanged).
+The same command continues after Ctrl-C, a crash or failures; nothing whole is fetched twice. When a
+set is complete, only what has changed is fetched (ETag, Last-Modified; without either: nothing).
 
-Writes to --out (default data/spirits)
-    NAME-1a2b3c4d.png      a picture as it came, with the beginning of its sha256; the same bytes
-                           are kept once, under the name that comes first in the gallery
-    manifest.jsonl         a line per address: file, sha256, size, status, time, ...
-    contact.png            all pictures at a glance; beside a manifest, training leaves it out
-    .lock                  keeps a second run out of the folder
+Writes
+    data/spirits/NAME-1a2b3c4d.png    a picture as it came, with the start of its sha256; equal
+                                      files are kept once, under the first name in the gallery
+    data/spirits/manifest.jsonl       one line per address: file, sha256, size, status, time, ...
+    data/spirits-contact.png          all pictures in one image
 
-Manners
-    1. robots.txt is obeyed (RFC 9309, with Crawl-delay); where it cannot be read, nothing is
-       fetched. The User-Agent says what this is.
-    2. --workers connections, each with --delay seconds between its requests to one host.
-    3. 429, 5xx and time-outs pause the whole host: as long as Retry-After says, else 1, 2, 4, 8 s
-       with jitter. After 10 failures in a row the run stops.
-
-Safety
-    A picture is what Pillow decodes to the end, whatever its name; its file name keeps letters and
-    digits. Addresses are http or https. Private ones (loopback, 192.168/16, ...) are refused, but
-    for those of --url itself, on the connection, so that no name can be bent towards them; for this
-    reason proxies are not used. Pages, pictures and the sum of all have a largest size, pictures
-    50 million pixels, and whoever sends less than 1 kB/s is left.
-
-Exit code: 0 if every picture came, 1 if not, 2 for wrong flags, 130 after Ctrl-C.
+robots.txt is obeyed (RFC 9309, Crawl-delay). 429, 5xx and time-outs pause the host, for Retry-After
+or 1, 2, 4, 8 s with jitter; 10 failures in a row stop the run. A picture is what Pillow decodes to
+the end, up to 50 million pixels. Private addresses (loopback, 192.168/16, ...) are refused on the
+connection itself, unless --url is at them. Exit code: 0 if every picture came, 1 if not, 2 for
+wrong flags, 128 + signal (Ctrl-C: 130).
 """
 
 import argparse
@@ -50,19 +37,18 @@ import ipaddress
 import json
 import math
 import os
-import queue
 import random
 import re
+import signal
 import socket
-import ssl
+import sqlite3
 import sys
 import threading
 import time
-import unicodedata
-import warnings
 import zlib
-from collections import Counter, deque
-from datetime import datetime, timezone
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, suppress
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
 from html.parser import HTMLParser
@@ -72,637 +58,75 @@ from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from PIL import Image, ImageOps
 
-try:
-    from tqdm import tqdm
-except ImportError:
-    tqdm = None
-
 SCRIPT = "scrape_spirits.py"
-SPIRITS = "http://smashbros-ultimate.com/spirits"
 AGENT = "scrape_spirits/1 (collects pictures for a training set; obeys robots.txt)"
-
-RETRIES = 4  # of one request
+RETRIES, REDIRECTS = 4, 5  # of one request
 BACKOFF = 1.0  # seconds before the first retry; doubled for each further one
-LONGEST_WAIT = 600  # seconds of Retry-After; who asks for more is left alone
-REDIRECTS = 5
-CTRL_C = "Ctrl-C"
-IN_A_ROW = 10  # failures that stop the run
+LONGEST_WAIT = 600  # seconds of Retry-After; a longer one stops the run
+MAX_FAILURES = 10  # in a row; then the run stops
 SLOWEST = 1000  # bytes per second
-DAY = 86_400  # seconds in which an incomplete run may go on without asking again
+DAY = 86_400  # seconds in which an incomplete run continues without asking for changes
 MAX_PIXELS = 50_000_000
-# What browsers show, and the suffixes under which dcgan.py finds it.
-FORMATS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "GIF": ".gif", "WEBP": ".webp"}
-FORMATS |= {"BMP": ".bmp", "AVIF": ".avif"}
+SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "GIF": ".gif", "WEBP": ".webp"}
+SUFFIXES |= {"BMP": ".bmp", "AVIF": ".avif"}  # what browsers show
 
 
 class Failure(Exception):
-    """An address cannot be had: why, in words, and the HTTP status if that is the reason."""
+    """An address cannot be fetched: why, and the HTTP status if that is the reason."""
 
     def __init__(self, reason, status=None):
         super().__init__(reason)
         self.status = status
 
 
-class Forbidden(Failure):
-    """robots.txt is against it; nothing was asked for."""
-
-
-class Trouble(Exception):
-    """A request went wrong in a way that may pass; `wait` is the host's Retry-After, if any."""
-
-    def __init__(self, reason, status=None, wait=None):
-        super().__init__(reason)
-        self.status, self.wait = status, wait
-
-
-class Stopped(Exception):
-    """The run is ending."""
-
-
-# ---- Manners -------------------------------------------------------------------------------------
-
-
-class Web:
-    """HTTP as a guest: robots.txt, pauses, retries, limits. All workers share one."""
-
-    def __init__(self, args):
-        self.args, self.lock, self.robots_lock = args, threading.Lock(), threading.Lock()
-        self.stop, self.reason = threading.Event(), None
-        self.free, self.gaps, self.rules = {}, {}, {}  # by host: next request, pause; by origin
-        self.requests = self.received = self.stored = 0  # bytes received, bytes in --out
-        self.own = {ip for url in args.url for ip in addresses(urlsplit(url).hostname)}
-
-    def get(self, url, headers=None, robots=True):
-        """(status 200 or 304, headers, body, address after redirects). Failure says why not."""
-        for _ in range(REDIRECTS + 1):
-            if robots:
-                self.obey_robots(url)
-            status, reply, body = self.insist(url, headers or {})
-            if status in (301, 302, 303, 307, 308):
-                place = reply.get("Location", "").encode("latin-1").decode("utf-8", "replace")
-                url = resolve(url, place)
-                if not url:
-                    raise Failure(f"redirected to {place[:100]!a}, which is no http(s) address")
-            elif status == 200 or (status == 304 and headers):
-                return status, reply, body, url
-            else:
-                raise Failure(f"HTTP {status}", status)
-        raise Failure(f"more than {REDIRECTS} redirects")
-
-    def insist(self, url, headers):
-        """request(), tried again with growing pauses while there is hope."""
-        host = urlsplit(url).hostname
-        for attempt in range(RETRIES + 1):
-            self.wait(host)
-            try:
-                return self.request(url, headers)
-            except Trouble as trouble:
-                last, pause = trouble, trouble.wait
-            if pause is None:
-                pause = BACKOFF * 2**attempt * random.uniform(0.75, 1.5) * (attempt < RETRIES)
-            if pause > LONGEST_WAIT:
-                self.halt(f"{host} asks to be left alone for {pause:,.0f} s")
-            if pause >= 1:
-                print(f"{host}: {last}; next request in {pause:.0f} s", file=sys.stderr)
-            with self.lock:
-                self.free[host] = max(self.free[host], time.monotonic() + pause)
-        raise Failure(f"{last}, {RETRIES + 1} times", last.status)
-
-    def wait(self, host):
-        """Return when the host's next request is due."""
-        while not self.stop.is_set():
-            with self.lock:
-                left = self.free.get(host, 0) - time.monotonic()
-                if left <= 0:
-                    gap = self.args.delay / self.args.workers
-                    self.free[host] = time.monotonic() + max(gap, self.gaps.get(host, 0))
-                    self.requests += 1
-                    return
-            self.stop.wait(min(left, 1))
-        raise Stopped
-
-    def request(self, url, headers):
-        """One request: (status, headers, body). Trouble if it is worth another try."""
-        headers = {"User-Agent": AGENT, "Accept-Encoding": "gzip", **headers, "Connection": "close"}
-        origin, target = split(url)
-        kind = SecureConnection if origin.startswith("https") else Connection
-        connection = kind(origin.partition("//")[2], timeout=self.args.timeout)
-        connection.own = self.own
-        try:
-            connection.request("GET", target, headers=headers)
-            with connection.getresponse() as response:
-                status = response.status
-                if status in (408, 429) or status >= 500:
-                    wait = seconds_to_wait(response.headers.get("Retry-After"))
-                    raise Trouble(f"HTTP {status}", status, wait)
-                return status, response.headers, self.read(response) if status == 200 else b""
-        except zlib.error:
-            raise Failure("damaged gzip")
-        except ssl.SSLCertVerificationError as error:
-            raise Failure(f"its certificate is not valid ({error.verify_message})")
-        except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME:
-                raise Failure("there is no such host")
-            raise Trouble(first_line(error))
-        finally:
-            connection.close()
-
-    def read(self, response):
-        """The body, whole, unpacked, and within the limits."""
-        coding = response.headers.get("Content-Encoding", "").lower() or "identity"
-        if coding not in ("identity", "gzip", "x-gzip", "deflate"):
-            raise Failure(f"Content-Encoding {coding[:20]!a}, which nobody asked for")
-        unzip = zlib.decompressobj(47) if coding != "identity" else None
-        limit, length, got, body = int(self.args.max_file * 1e6), response.length, 0, bytearray()
-        while (length or 0) <= limit and (chunk := response.read1(1 << 16)):
-            piece = unzip.decompress(chunk, limit + 1 - len(body)) if unzip else chunk
-            got, body = got + len(chunk), body + piece
-            with self.lock:
-                self.received += max(len(chunk), len(piece))
-            if self.stored + self.received > self.args.max_total * 1e6:
-                self.halt(
-                    f"--out and what came are larger than {self.args.max_total:g} MB (--max-total)"
-                )
-            if max(got, len(body)) > limit or self.stop.is_set():
-                break
-        if self.stop.is_set():
-            raise Stopped
-        if max(got, len(body), length or 0) > limit:
-            raise Failure(f"larger than {self.args.max_file:g} MB (--max-file)")
-        if got < (length or 0) or (unzip and not unzip.eof):
-            raise Trouble(f"cut short after {got:,} bytes")
-        return bytes(body)
-
-    def obey_robots(self, url):
-        """Forbidden if the robots.txt of the address's host is against it."""
-        origin, target = split(url)
-        with self.robots_lock:
-            if origin not in self.rules:
-                self.rules[origin] = self.robots(origin)
-        rules, trouble = self.rules[origin]
-        if trouble:
-            raise Forbidden(trouble)
-        if not may_fetch(rules, target):
-            raise Forbidden("forbidden by robots.txt")
-
-    def robots(self, origin):
-        """(rules, None), or ([], why everything is forbidden)."""
-        try:
-            body = self.get(f"{origin}/robots.txt", robots=False)[2]
-        except Failure as error:  # RFC 9309, 2.3.1: none is a permission, one out of reach is not
-            none = 400 <= (error.status or 0) < 500 and error.status not in (401, 403, 429)
-            return [], None if none else f"its robots.txt cannot be read: {error}"
-        rules, pause = read_robots(body.decode("utf-8-sig", "replace"))
-        host = urlsplit(origin).hostname
-        self.gaps[host] = max(pause, self.gaps.get(host, 0))
-        return rules, None
-
-    def halt(self, reason):
-        """End the run; the first reason counts."""
-        with self.lock:
-            self.reason = self.reason or reason
-        self.stop.set()
-        raise Stopped
-
-
-class Response(http.client.HTTPResponse):
-    def __init__(self, sock, *args, **options):
-        super().__init__(sock, *args, **options)
-        self.fp = io.BufferedReader(Paced(self.fp, sock.gettimeout()))
-
-
-class Paced(io.RawIOBase):
-    """Reads `file`; TimeoutError when it brings fewer than SLOWEST bytes per second.
-
-    A socket's own time-out never fires while a byte comes now and then, be it of the head, of a
-    chunk's length or of the body.
-    """
-
-    def __init__(self, file, timeout):
-        self.file, self.end = file, time.monotonic() + timeout
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        count = self.file.readinto1(buffer)
-        self.end += count / SLOWEST
-        if count and time.monotonic() > self.end:
-            raise TimeoutError(f"slower than {SLOWEST:,} bytes per second")
-        return count
-
-    def close(self):
-        self.file.close()
-        super().close()
-
-
-class Connection(http.client.HTTPConnection):
-    """Refuses private addresses before it connects, and again before it sends a byte, when the
-    name may have turned to another one."""
-
-    response_class = Response
-    own = frozenset()
-
-    def connect(self):
-        for address in addresses(self.host):
-            self.refuse_private(address)
-        super().connect()
-        self.refuse_private(self.sock.getpeername()[0])
-
-    def refuse_private(self, address):
-        ip = ipaddress.ip_address(address)
-        ip = getattr(ip, "ipv4_mapped", None) or ip
-        if (not ip.is_global or ip.is_multicast) and address not in self.own:
-            raise Failure(f"{self.host} is at the private address {address}, --url is not")
-
-
-class SecureConnection(http.client.HTTPSConnection, Connection):
-    """The same; Connection.connect runs before the handshake."""
-
-
-def split(url):
-    """An address from resolve() -> its scheme and host, and what is asked of the host."""
-    slash = url.index("/", len("https://"))
-    return url[:slash], url[slash:]
-
-
-def addresses(host):
-    """The IP addresses of a host name; none if it is unknown."""
-    try:
-        return {info[4][0] for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError:
-        return set()
-
-
-def seconds_to_wait(text):
-    """Seconds of a Retry-After header, a number or a date; None if it makes no sense."""
-    try:
-        if text.strip().isdigit():
-            return float(text)
-        left = parsedate_to_datetime(text) - datetime.now(timezone.utc)
-        return max(0.0, left.total_seconds())
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        return None
-
-
-def read_robots(text):
-    """([(allow, pattern), ...], seconds between requests) for this script (RFC 9309)."""
-    groups, names, closed = {}, [], True
-    for line in text.splitlines():
-        key, _, value = (part.strip() for part in line.partition("#")[0].partition(":"))
-        key = key.lower()
-        if key == "user-agent":
-            names = [] if closed else names
-            names.append(value.partition("/")[0].strip().lower())
-            groups.setdefault(names[-1], [])
-            closed = False
-        elif key in ("allow", "disallow", "crawl-delay"):
-            for name in names:
-                groups[name].append((key, value))
-            closed = True
-    lines = groups.get(AGENT.partition("/")[0], groups.get("*", []))
-    rules = [(key == "allow", unquote(value)) for key, value in lines if key != "crawl-delay"]
-    pauses = [float(v) for k, v in lines if k == "crawl-delay" and re.fullmatch(r"\d+(\.\d*)?", v)]
-    return [rule for rule in rules if rule[1]], min(max(pauses, default=0.0), DAY)
-
-
-def may_fetch(rules, path):
-    """Whether the longest of the rules that match the path and query allows it."""
-    path, best = unquote(path), (0, True)
-    for allow, pattern in rules:
-        glob = re.sub(r"[?[]", r"[\g<0>]", pattern.removesuffix("$"))
-        if fnmatchcase(path, glob if pattern.endswith("$") else glob + "*"):
-            best = max(best, (len(pattern), allow))
-    return best[1]
-
-
-# ---- Pages ---------------------------------------------------------------------------------------
-
-
-class Links(HTMLParser):
-    """What a page links to: <a> and <img> within elements of all `classes`, every <img>, rel=next.
-
-    Links are collected as they are written; `groups` has one dict per chosen element.
-    """
-
-    VOID = "area base br col embed hr img input link meta param source track wbr".split()
-
-    def __init__(self, classes):
-        super().__init__()
-        self.classes, self.base, self.next = classes, "", ""
-        self.open, self.count = [], Counter()  # the open elements, each with its group
-        self.groups, self.images = [], []
-
-    def handle_starttag(self, tag, attrs):
-        attrs = {name: value or "" for name, value in reversed(attrs)}  # of two the first counts
-        if tag in ("li", "p", "tr", "td") and self.open and self.open[-1][0] == tag:
-            self.handle_endtag(tag)  # nobody has to write it
-        group = self.open[-1][1] if self.open else None
-        if self.classes <= set(attrs.get("class", "").split()):
-            group = {"a": [], "img": []}
-            self.groups.append(group)
-        link = attrs.get("href", "") if tag != "img" else attrs.get("data-src") or attrs.get("src")
-        if tag == "base":
-            self.base = self.base or link
-        if tag in ("a", "link") and "next" in attrs.get("rel", "").lower().split():
-            self.next = self.next or link
-        elif tag in ("a", "img") and link:
-            if group is not None:
-                group[tag].append(link)
-            if tag == "img":
-                self.images.append(link)
-        if tag not in self.VOID:
-            self.open.append((tag, group))
-            self.count[tag] += 1
-
-    def handle_endtag(self, tag):
-        while self.count[tag]:  # what was left open inside ends with it
-            inner = self.open.pop()[0]
-            self.count[inner] -= 1
-            if inner == tag:
-                break
-
-    def parse_marked_section(self, i, report=1):
-        return self.parse_bogus_comment(i)  # as browsers do; the inherited one raises on <![x
-
-
-def find_links(html, address, select=None):
-    """(addresses of the pictures, next page or None, whether elements of a class were found).
-
-    `select` names the class, or several that an element must have; without it spirits count, and
-    where there are none, every <img>.
-    """
-    page = Links(set((select or "spiritDiv").split()))
-    start = 0
-    while start < len(html):  # in growing pieces, for a tag without an end is scanned in each
-        piece = max(1 << 16, len(page.rawdata))
-        page.feed(html[start : start + piece])
-        start += piece
-    base = resolve(address, page.base) or address
-    chosen = [link for group in page.groups for link in group["a"] or group["img"]]
-    by_class = bool(select or chosen)
-    if not by_class:  # drawings have no pixels
-        chosen = [link for link in page.images if not re.search(r"(?i)\.svgz?([?#]|$)", link)]
-    found = [resolve(base, link) for link in chosen]
-    following = resolve(base, page.next) if page.next else None
-    return list(dict.fromkeys(filter(None, found))), following, by_class
-
-
-def decode_page(body, content_type):
-    """The text of a page: by its byte order mark, its header's charset, its <meta>, else UTF-8."""
-    names = ["utf-16"] if body[:2] in (b"\xff\xfe", b"\xfe\xff") else []
-    for text in (content_type, body[:2048].decode("latin-1")):
-        names += re.findall(r"(?i)charset=[\"']?([\w.:-]+)", text)
-    for name in names:
-        try:
-            if not re.match(r"(?i)idna|puny|.*unicode.escape", name):  # codecs, but no charsets
-                return body.decode(name, "replace")
-        except (LookupError, ValueError):
-            pass
-    return body.decode("utf-8-sig", "replace")
-
-
-def resolve(base, link):
-    """The address that `link` on the page `base` means, quoted; None if it is not http(s)."""
-    try:
-        parts = urlsplit(urljoin(base, link.strip()))
-        host, port = parts.hostname.encode("idna").decode(), parts.port
-        path, query = (quote(p, safe="/%:@!$&'()*+,;=~?[]") for p in (parts.path, parts.query))
-    except (AttributeError, ValueError):
-        return None
-    good = parts.scheme in ("http", "https") and re.fullmatch(r"[a-z0-9._:-]+", host)
-    if not good or "@" in parts.netloc or len(path + query) > 4000:
-        return None
-    host = f"[{host}]" if ":" in host else host
-    default = port in (None, {"http": 80, "https": 443}[parts.scheme])
-    netloc = host if default else f"{host}:{port}"
-    return urlunsplit((parts.scheme, netloc, path or "/", query, ""))
-
-
-# ---- Pictures ------------------------------------------------------------------------------------
-
-
-def inspect(body):
-    """(suffix, width, height, mode) of a whole picture. Failure says why it is none."""
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
-    try:
-        with Image.open(io.BytesIO(body), formats=formats) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
-            image.verify()  # checksums, which load() does not look at
-        with Image.open(io.BytesIO(body), formats=formats) as image:
-            image.load()
-            return FORMATS[image.format], image.width, image.height, image.mode
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Failure(f"a decompression bomb ({first_line(error)})")
-    except Image.UnidentifiedImageError:
-        raise Failure(f"not a picture: it begins with {body[:20]!r}")
-    except Exception as error:  # on a damaged file Pillow raises nearly anything
-        raise Failure(f"a damaged picture ({first_line(error)})")
-
-
-def file_name(url, sha256, suffix):
-    """A file name for any address, on any system: letters, digits, a few signs, part of the hash.
-
-    The hash keeps it from being a device, hidden, or another picture's name.
-    """
-    name = unicodedata.normalize("NFC", unquote(urlsplit(url).path.rpartition("/")[2]))
-    stem = re.sub(r"\.\w{1,5}$", "", name)
-    stem = re.sub(r"[^\w .()'&+,!-]", "_", stem).strip(" .-")
-    stem = stem.encode()[:100].decode(errors="ignore") or "picture"
-    return f"{stem}-{sha256[:8]}{suffix}"
-
-
-def contact_sheet(files, side=48):
-    """One RGB image with the pictures in `files`, centre squares on white, 50 x 50 at most."""
-    files = files[:2500]
-    columns = math.isqrt(len(files) - 1) + 1
-    sheet = Image.new("RGB", (columns * side, -(-len(files) // columns) * side), "white")
-    for i, file in enumerate(files):
-        try:
-            with Image.open(file) as image:
-                cell = ImageOps.fit(image.convert("RGBA"), (side, side))
-        except Exception as error:  # on a damaged file Pillow raises nearly anything
-            raise SystemExit(f"{file}: no longer readable ({first_line(error)}); run again")
-        sheet.paste(cell, (i % columns * side, i // columns * side), cell)
-    return sheet
-
-
-# ---- Folder --------------------------------------------------------------------------------------
-
-FIELDS = {"url": str, "file": str, "sha256": str, "size": int, "width": int, "height": int}
-FIELDS |= {"mode": str, "status": str, "time": str, "fresh": float, "etag": str}
-FIELDS |= {"last_modified": str}  # of a record of the manifest; all but url may be null
-
-
-class Folder:
-    """--out and its manifest: a line per address, the last one counts.
-
-    A line is written before its file, so every whole file has a line; a line whose file is not
-    there, or has another hash, does not count.
-    """
-
-    def __init__(self, out):
-        self.out, self.path, self.lock = out, out / "manifest.jsonl", threading.Lock()
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            if any(not p.name.startswith(".") for p in out.iterdir()) and not self.path.exists():
-                raise SystemExit(f"--out {out}: has files but no {self.path.name}; name another")
-            self.guard = lock_file(out / ".lock")
-            for partial in out.glob(".*.tmp"):  # of a run that was killed
-                partial.unlink()
-            text = self.path.read_text("utf-8", "replace") if self.path.exists() else ""
-        except OSError as error:
-            raise SystemExit(f"--out {out}: cannot be used ({first_line(error)})")
-        records = [record for record in map(read_record, text.splitlines()) if record]
-        self.records = {record["url"]: record for record in records}
-        self.names = {record["file"] for record in records if record["file"]}
-        self.tidy()
-        self.file = open(self.path, "ab", buffering=0)
-
-    def tidy(self):
-        """Remove the files that no record has any more, and all lines but the last of each."""
-        for name in self.names - {record["file"] for record in self.records.values()}:
-            try:
-                (self.out / name).unlink(missing_ok=True)
-            except OSError as error:
-                raise SystemExit(f"{self.out / name}: cannot be removed ({first_line(error)})")
-        text = "".join(json.dumps(record) + "\n" for record in self.records.values())
-        write_file(self.path, lambda f: f.write(text.encode()))
-
-    def settled(self, url, floor=0):
-        """The record of a picture that is here and whole, or known to be too small; else None."""
-        record = self.records.get(url)
-        if not record or not record["file"]:
-            small = record and record["width"] and min(record["width"], record["height"]) <= floor
-            return record if small else None
-        try:
-            body = (self.out / record["file"]).read_bytes()
-        except OSError:
-            return None
-        return record if hashlib.sha256(body).hexdigest() == record["sha256"] else None
-
-    def add(self, record, body=None):
-        """Book a record and write its file, all or nothing."""
-        with self.lock:
-            if self.file.closed:  # the run has ended meanwhile
-                raise Stopped
-            try:
-                self.file.write(json.dumps(record).encode() + b"\n")
-            except OSError as error:
-                raise SystemExit(f"{self.path}: cannot be written ({first_line(error)})")
-            if body is not None:
-                write_file(self.out / record["file"], lambda f: f.write(body))
-                self.names.add(record["file"])
-            self.records[record["url"]] = record
-
-    def finish(self, order, complete):
-        """Keep every picture once, under its first address in `order`; the records of those kept.
-
-        After a complete run no record is fresh any more: the next one asks the hosts again.
-        """
-        rank, kept = {url: i for i, url in enumerate(order)}, {}
-        for url in sorted(self.records, key=lambda url: rank.get(url, len(rank))):
-            record = self.records.pop(url)  # and back, in order
-            self.records[url] = record
-            if record["file"] and (self.out / record["file"]).exists():
-                owner = kept.setdefault(record["sha256"], record)
-                if record is not owner:
-                    self.add(record | {"file": owner["file"], "status": "duplicate"})
-                elif record["status"] != "kept":
-                    self.add(record | {"status": "kept"})
-        with self.lock:
-            self.file.close()
-        if complete:
-            self.records = {u: record | {"fresh": None} for u, record in self.records.items()}
-        self.tidy()
-        return list(kept.values())
-
-    def close(self):
-        with self.lock:
-            self.file.close()
-            self.guard.close()
-
-
-def read_record(line):
-    """The record of a line of the manifest; None if it is damaged, or names a file elsewhere."""
-    try:
-        record = json.loads(line)
-        good = all(isinstance(record[k], (kind, type(None))) for k, kind in FIELDS.items())
-        name = record["file"] or "none"
-        good = good and record["url"] and (record["sha256"] or not record["file"])
-        return record if good and re.fullmatch(r"[^./\\:][^/\\:]*", name) else None
-    except (ValueError, LookupError, TypeError):
-        return None
-
-
-def lock_file(path):
-    """The open file `path`, locked until it is closed or the process ends, however it does."""
-    file = open(path, "ab")
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise SystemExit(f"--out {path.parent}: in use by another run ({first_line(error)})")
-    return file
-
-
-# ---- Run -----------------------------------------------------------------------------------------
+# ---- Crawl ---------------------------------------------------------------------------------------
 
 
 def list_pictures(web, args):
-    """{address: side it must exceed} of the pictures on the pages, and {page: why it failed}."""
-    pictures, failed, seen, pages = {}, {}, set(), deque(args.url)
-    while pages and not (args.limit and len(pictures) >= args.limit):
-        url = pages.popleft()
-        if url in seen:
-            continue
-        seen.add(url)
+    """{address: (fallback address or None, side it must exceed)}, and {page: why it failed}."""
+    pictures, failed, pages = {}, {}, [*args.url]
+    while pages and len(pictures) < (args.limit or math.inf):
         try:
-            _, headers, body, address = web.get(url)
+            _, headers, body, address = web.get(url := pages.pop(0))
         except Failure as error:
             failed[url] = str(error)
             continue
         html = decode_page(body, headers.get("Content-Type", ""))
-        links, following, by_class = find_links(html, address, args.select)
-        print(f"{url}: {len(links):,} picture{'s' * (len(links) != 1)}", flush=True)
-        new = [link for link in links if link not in pictures]
-        pictures |= dict.fromkeys(new, 0 if by_class else args.min_side)
-        if args.follow and following and new:  # a page without a new picture ends the chain
-            pages.appendleft(following)
+        links, following, floor = find_links(html, address, args.select, args.min_side)
+        show(f"{url}: {len(links):,} picture{'s' * (len(links) != 1)}")
+        new = {link: (image, floor) for link, image in links.items() if link not in pictures}
+        pictures |= new
+        if args.follow and following and new:  # a page without a new picture is the last
+            pages.insert(0, following)
     if not pictures:
         reasons = "".join(f"\n    {url}: {reason}" for url, reason in failed.items())
-        advice = "; --select CLASS says in which elements they are"
-        raise SystemExit(f"no pictures found{reasons or advice}")
-    return dict(list(pictures.items())[: args.limit]), failed
+        raise SystemExit(f"no pictures found{reasons or '; --select CLASS names their elements'}")
+    return dict([*pictures.items()][: args.limit]), failed
 
 
-def collect(url, floor, web, folder):
-    """Bring one picture into the folder: "fetched", "unchanged", "too small"; or raise Failure."""
+def collect(url, fallback, floor, web, folder):
+    """Bring one picture into the folder: "fetched", "unchanged", "too small"; or raise Failure.
+    Where `url` is a web page, `fallback` is collected instead."""
+    if fallback and folder.records.get(url, {}).get("status") == "web page":
+        return collect(fallback, None, floor, web, folder)
     record = folder.settled(url, floor) or {}
-    pairs = {"If-None-Match": record.get("etag"), "If-Modified-Since": record.get("last_modified")}
-    headers = {k: v for k, v in pairs.items() if v and v.isascii() and v.isprintable()}
-    fresh = record.get("fresh") or 0
-    if record and (not headers or time.time() - fresh < DAY):
+    tags = {"If-None-Match": record.get("etag"), "If-Modified-Since": record.get("last_modified")}
+    tags = {name: tag for name, tag in tags.items() if tag and re.fullmatch("[ -~]+", tag)}
+    if record and (not tags or time.time() - (record["fresh"] or 0) < DAY):
         return "unchanged"
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    new = dict.fromkeys(FIELDS) | {"url": url, "time": now, "fresh": time.time()}
+    now = {"time": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()), "fresh": time.time()}
+    new = dict.fromkeys(FIELDS) | {"url": url} | now
     try:
-        status, reply, body, _ = web.get(url, headers)
+        status, reply, body, _ = web.get(url, tags)
         if status == 304:
-            folder.add(record | {"time": now, "fresh": time.time()})
+            folder.add(record | now)
             return "unchanged"
+        if fallback and not record and re.match(rb"(?i)\W*<(!doctype )?html", body[:1000]):
+            folder.add(new | {"status": "web page"})
+            return collect(fallback, None, floor, web, folder)
         suffix, width, height, mode = inspect(body)
     except Failure as error:
-        if not record:  # a picture that was here before stays
+        if not record:  # otherwise the picture that was fetched before stays
             folder.add(new | {"status": str(error)})
         raise
     sha256 = hashlib.sha256(body).hexdigest()
@@ -715,88 +139,494 @@ def collect(url, floor, web, folder):
     return "unchanged" if sha256 == record.get("sha256") else "fetched"
 
 
-def collect_all(pictures, web, folder, workers):
-    """collect() for all, in threads: {address: outcome or Failure}, until Ctrl-C or halt()."""
-    todo, results, outcomes = iter(pictures.items()), queue.SimpleQueue(), {}
-    turn, bar = threading.Lock(), progress(len(pictures), "picture")
-
-    def work():
-        fault = None
-        try:
-            while not web.stop.is_set():
-                with turn:
-                    url, floor = next(todo)
-                try:
-                    results.put((url, collect(url, floor, web, folder)))
-                except Failure as failure:
-                    results.put((url, failure))
-        except (StopIteration, Stopped):
-            pass
-        except BaseException as error:  # a full disk, or a fault of this script
-            fault = error
-        results.put((None, fault))
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    in_a_row, running = 0, workers
+def collect_all(pictures, web, folder):
+    """collect() for all: {address: what it returned or Failure}, and what stopped the run."""
+    outcomes, in_a_row, pool = {}, 0, ThreadPoolExecutor(web.args.workers)
+    tasks = {pool.submit(collect, url, *how, web, folder): url for url, how in pictures.items()}
     try:
-        while running:
-            try:
-                url, outcome = results.get(timeout=0.2)  # on Windows Ctrl-C waits for an end of it
-            except queue.Empty:
-                continue
-            if url is None:
-                running -= 1
-                if outcome:
-                    raise outcome
-                continue
-            outcomes[url] = outcome
-            bar.update(1)
-            if not isinstance(outcome, Forbidden):
-                in_a_row = in_a_row + 1 if isinstance(outcome, Failure) else 0
-            if in_a_row == IN_A_ROW:
-                web.halt(f"{IN_A_ROW} failures in a row, the last: {url}: {outcome}")
-    except KeyboardInterrupt:
-        web.reason = CTRL_C
-    except Stopped:
-        pass
+        for task in as_completed(tasks):
+            url, error = tasks[task], task.exception()
+            if error and not isinstance(error, Failure):  # a full disk, or the host asks to stop
+                raise error
+            outcomes[url] = error or task.result()
+            if len(outcomes) % 100 == 0:
+                show(f"{len(outcomes):,} of {len(pictures):,}")
+            if not error or error.status != "robots.txt":
+                in_a_row = in_a_row + 1 if error else 0
+            if in_a_row == MAX_FAILURES:
+                raise SystemExit(f"stopped: {in_a_row} failures in a row, the last: {url}: {error}")
+    except (SystemExit, KeyboardInterrupt) as error:
+        return outcomes, error
     finally:
         web.stop.set()
-        bar.close()
-        for thread in threads:
-            thread.join(1)  # one that waits for a host is left behind; what it brings is refused
-    return outcomes
+        pool.shutdown(wait=False, cancel_futures=True)  # the folder refuses what comes later
+    return outcomes, None
 
 
-def summary(outcomes, missing, failed, web, seconds):
-    """One line: what became of the pictures, and what it took."""
+def scrape(pictures, failed, web, folder):
+    """Fetch what is missing and report; failures are added to `failed`."""
+    least = len(pictures) * max(web.args.delay / web.args.workers, *web.gaps.values(), 0) / 60
+    show(f"{len(pictures):,} pictures into {folder.out}, in at least {least:.1f} min")
+    web.stored = sum(record["size"] for record in folder.records.values() if record["file"])
+    outcomes, stop = collect_all(pictures, web, folder)
+    failed |= {url: str(out) for url, out in outcomes.items() if isinstance(out, Failure)}
     counts = Counter(outcome for outcome in outcomes.values() if isinstance(outcome, str))
-    told = [f"{n:,} {outcome}" for outcome, n in sorted(counts.items())]
-    told += [f"{len(failed):,} failed"] * bool(failed) + [f"{missing:,} not tried"] * bool(missing)
-    work = f"{web.requests:,} requests, {web.received / 1e6:,.1f} MB, {seconds:,.0f} s"
-    return f"{', '.join(told)}: {work}"
+    missing = len(pictures) - len(outcomes)
+    counts |= Counter({"failed": len(failed), "not tried": missing})
+    counts = ", ".join(f"{n:,} {what}" for what, n in counts.items())
+    show(f"{counts}: {web.requests:,} requests, {web.received / 1e6:,.1f} MB")
+    kept = finish(folder, pictures, not failed and not missing)
+    if kept:
+        sizes = sorted((r["width"] * r["height"], f"{r['width']}x{r['height']}") for r in kept)
+        modes = Counter(record["mode"] for record in kept).most_common()
+        modes = ", ".join(f"{n:,} {mode}" for mode, n in modes)
+        show(f"{len(kept):,} pictures of {sizes[0][1]} to {sizes[-1][1]} pixels, {modes}")
+    if kept and not isinstance(stop, KeyboardInterrupt):
+        out = folder.out if folder.out.name.strip(".") else folder.out.resolve()
+        path, sheet = out.parent / f"{out.name}-contact.png", contact_sheet(out, kept)
+        atomic_write(path, lambda file: sheet.save(file, "PNG"))
+        show(f"contact sheet: {path}")
+    if stop:
+        raise stop
 
 
-def describe(records, out):
-    """One line: count, sizes and modes of the pictures."""
-    sizes = sorted((r["width"] * r["height"], f"{r['width']}x{r['height']}") for r in records)
-    modes = Counter(record["mode"] for record in records).most_common()
-    modes = ", ".join(f"{n:,} {mode}" for mode, n in modes)
-    spread = f"{sizes[0][1]} to {sizes[-1][1]} pixels"
-    size = sum(record["size"] for record in records) / 1e6
-    return f"{len(records):,} pictures in {out}: {spread}, {modes}, {size:,.1f} MB"
+# ---- Pages ---------------------------------------------------------------------------------------
 
 
-# ---- Tools (same in dcgan.py) --------------------------------------------------------------------
+class Page(HTMLParser):
+    """The elements of a page in order. Each knows what is around it: `group`, the closest element
+    of all `classes`, `anchor`, an <a> within that, and `sources`, those of its <picture>."""
+
+    VOID = "area base br col embed hr img input link meta param source track wbr".split()
+
+    def __init__(self, html, classes):
+        super().__init__()
+        self.classes, self.nodes = classes, []
+        self.open = [SimpleNamespace(tag="", group=None, anchor=None, sources=[])]
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ("li", "p", "tr", "td") and self.open[-1].tag == tag:
+            self.open.pop()  # its end tag is optional
+        node = SimpleNamespace(**vars(self.open[-1]))
+        node.tag, node.attrs = tag, {name: value or "" for name, value in reversed(attrs)}
+        if self.classes <= {*node.attrs.get("class", "").split()}:
+            node.group, node.anchor = node, None
+        node.anchor = node if tag == "a" else node.anchor
+        node.sources = [] if tag == "picture" else node.sources
+        self.nodes.append(node)
+        if tag == "source" and not re.search("avif|jxl|svg", node.attrs.get("type", "")):
+            node.sources.append(node.attrs)  # one that every Pillow reads
+        if tag not in self.VOID and len(self.open) < 200:  # browsers have a limit, too
+            self.open.append(node)
+
+    def handle_endtag(self, tag):
+        if tag in (tags := [node.tag for node in self.open]):  # what is open inside ends with it
+            del self.open[len(tags) - tags[::-1].index(tag) - 1 :]
+
+    def parse_marked_section(self, i, report=1):
+        return self.parse_bogus_comment(i)  # as browsers do; the inherited one raises on <![x
+
+
+def best_image(node):
+    """The largest link of an <img> that is a picture's. What scripts load later comes before
+    srcset, which may then hold a placeholder, and src is last."""
+
+    def largest(name):
+        text = " , ".join(attrs.get(name, "") for attrs in [*node.sources, node.attrs])
+        found = re.findall(r"([^\s,](?:\S*[^\s,])?)(?:\s+([^,]*))?", text)
+        sizes = [float((re.findall(r"(\d+\.?\d*)[wx]", size) or [1])[0]) for _, size in found]
+        return [link for _, (link, _) in sorted(zip(sizes, found), key=lambda pair: -pair[0])]
+
+    *lazy, src = map(node.attrs.get, ("data-original", "data-lazy-src", "data-src", "src"))
+    links = [*largest("data-srcset"), *lazy, *largest("srcset"), src]
+    other = r"(?i)\s*((?!https?:)[a-z][a-z0-9+.-]*:|$)"  # data: and the like, or nothing
+    return next((link for link in links if link and not re.match(other, link)), None)
+
+
+def find_links(html, address, select=None, min_side=0):
+    """({picture: fallback or None}, next page or None, side that a picture must exceed).
+    `select` names the class, or several that an element must have; without it spirits count, and
+    if there are none, every <img>."""
+    nodes = Page(html, {*(select or "spiritDiv").split()}).nodes
+    bases = [node.attrs["href"] for node in nodes if node.tag == "base" and node.attrs.get("href")]
+    base, following, found = resolve(address, *bases[:1]) or address, None, {}
+    for node in nodes:
+        link = best_image(node) if node.tag == "img" else node.attrs.get("href")
+        node.url = resolve(base, link) if link else None
+        if "next" in node.attrs.get("rel", "").lower().split() and node.tag in ("a", "link"):
+            following = following or node.url
+    nodes = [n for n in nodes if n.tag in ("a", "img") and n.url not in (None, address, base)]
+    full = {id(node): id(node.group) for node in nodes if node.tag == "a" and node.group}
+    for node in nodes:
+        if node.tag == "img" and id(node.anchor) in full:
+            found[node.anchor.url] = found[node.anchor.url] or node.url
+        elif node.group and (node.anchor or id(node.group) not in full.values()):
+            found.setdefault(node.url)
+    if select or found:
+        return found, following, 0
+    images = [node.url for node in nodes if node.tag == "img"]
+    found = dict.fromkeys(url for url in images if not re.search(r"(?i)\.svgz?(\?|$)", url))
+    return found, following, min_side
+
+
+def decode_page(body, content_type):
+    """The text of a page: by its header's charset, its <meta>, else UTF-8."""
+    for text in (content_type, body[:2048].decode("latin-1")):
+        for name in re.findall(r"(?i)charset=[\"']?([\w.:-]+)", text):
+            with suppress(LookupError, ValueError):
+                return body.decode(name, "replace")
+    return body.decode("utf-8-sig", "replace")
+
+
+def resolve(base, link=""):
+    """The address that `link` on the page `base` means, quoted; None if it is not http(s)."""
+    try:
+        parts = urlsplit(urljoin(base, link.strip()))
+        host, port = parts.hostname.encode("idna").decode(), parts.port
+        path, query = (quote(p, safe="/%:@!$&'()*+,;=~?[]") for p in (parts.path, parts.query))
+    except (AttributeError, ValueError):
+        return None
+    good = parts.scheme in ("http", "https") and re.fullmatch(r"[a-z0-9._:-]+", host)
+    if not good or "@" in parts.netloc or len(path + query) > 4000:
+        return None
+    default = port in (None, {"http": 80, "https": 443}[parts.scheme])
+    netloc = (f"[{host}]" if ":" in host else host) + ("" if default else f":{port}")
+    return urlunsplit((parts.scheme, netloc, path or "/", query, ""))
+
+
+# ---- Manners -------------------------------------------------------------------------------------
+
+
+class Web:
+    """GET requests within robots.txt, delays, retries and limits; all threads share one."""
+
+    def __init__(self, args):
+        self.args, self.stop, self.own = args, threading.Event(), set()
+        self.lock, self.robots_lock = threading.Lock(), threading.Lock()
+        self.due, self.gaps, self.rules = {}, {}, {}  # by host: next request, delay; by origin
+        self.requests = self.received = self.stored = 0  # bytes received, bytes in --out
+        for url in args.url:
+            with suppress(OSError):
+                self.own |= {info[4][0] for info in socket.getaddrinfo(urlsplit(url).hostname, 80)}
+
+    def get(self, url, headers=None, robots=True):
+        """(status 200 or 304, headers, body, address after redirects). Failure says why not."""
+        for _ in range(REDIRECTS + 1):
+            if robots:
+                check_robots(self, url)
+            status, reply, body = self.retry(url, headers or {})
+            if status == 200 or (status == 304 and headers):
+                return status, reply, body, url
+            location = reply.get("Location", "").encode("latin-1").decode("utf-8", "replace")
+            url = resolve(url, location) if status in (301, 302, 303, 307, 308) else None
+            if not url:
+                raise Failure(f"HTTP {status}" + ", to no http(s) address" * bool(location), status)
+        raise Failure(f"more than {REDIRECTS} redirects")
+
+    def retry(self, url, headers):
+        """request(), each when the host's next one is due, until it is not busy or broken."""
+        host = urlsplit(url).hostname
+        for attempt in range(RETRIES + 1):
+            self.wait(host)
+            try:
+                status, reply, body = request(url, headers, self)
+                if status not in (408, 429) and status < 500:
+                    return status, reply, body
+                reason, pause = f"HTTP {status}", seconds_to_wait(reply.get("Retry-After", ""))
+            except (OSError, http.client.HTTPException, zlib.error) as error:
+                status, reason, pause = None, first_line(error), None
+            if pause is None:
+                pause = BACKOFF * 2**attempt * random.uniform(0.75, 1.5) * (attempt < RETRIES)
+            if pause > LONGEST_WAIT:
+                self.stop.set()
+                raise SystemExit(f"stopped: {host} asks for a pause of {pause:,.0f} s")
+            if pause >= 1:
+                show(f"{host}: {reason}; next request in {pause:.0f} s", sys.stderr)
+            with self.lock:
+                self.due[host] = max(self.due[host], time.monotonic() + pause)
+        raise Failure(f"{reason}, {RETRIES + 1} times", status)
+
+    def wait(self, host):
+        while not self.stop.is_set():
+            with self.lock:
+                left = self.due.get(host, 0) - time.monotonic()
+                if left <= 0:
+                    gap = max(self.args.delay / self.args.workers, self.gaps.get(host, 0))
+                    self.due[host] = time.monotonic() + gap
+                    self.requests += 1
+                    return
+            self.stop.wait(min(left, 1))
+        raise SystemExit("stopped")
+
+
+def check_robots(web, url):
+    """Failure if the robots.txt of the address's host forbids it or cannot be read."""
+    host, origin = urlsplit(url).hostname, url[: url.index("/", 8)]
+    with web.robots_lock:
+        if origin not in web.rules:
+            rules, reason = [], "forbidden by robots.txt"
+            try:
+                body = web.get(f"{origin}/robots.txt", robots=False)[2]
+                rules, gap = read_robots(body.decode("utf-8-sig", "replace"))
+                web.gaps[host] = max(gap, web.gaps.get(host, 0))
+            except Failure as error:  # RFC 9309, 2.3.1: if there is none, everything is allowed
+                if not 400 <= (error.status or 0) < 500 or error.status in (401, 403, 429):
+                    rules, reason = [(False, "/")], f"its robots.txt cannot be read: {error}"
+            web.rules[origin] = rules, reason
+    rules, reason = web.rules[origin]
+    if not may_fetch(rules, url.removeprefix(origin)):
+        raise Failure(reason, "robots.txt")
+
+
+def read_robots(text):
+    """([(allow, pattern), ...], crawl delay in seconds) for this script (RFC 9309)."""
+    groups, names, closed = {}, [], True
+    for line in text.splitlines():
+        key, _, value = (part.strip() for part in line.partition("#")[0].partition(":"))
+        if (key := key.lower()) == "user-agent":
+            names = [*([] if closed else names), value.partition("/")[0].strip().lower()]
+            groups.setdefault(names[-1], [])
+            closed = False
+        elif key in ("allow", "disallow", "crawl-delay"):
+            for name in names:
+                groups[name].append((key, value))
+            closed = True
+    lines = groups.get(AGENT.partition("/")[0], groups.get("*", []))
+    rules = [(key == "allow", unquote(v)) for key, v in lines if v and key != "crawl-delay"]
+    delays = [float(v) for k, v in lines if k == "crawl-delay" and re.fullmatch(r"\d+(\.\d*)?", v)]
+    return rules, min(max(delays, default=0.0), DAY)
+
+
+def may_fetch(rules, path):
+    """Whether the longest rule that matches the path and query allows it; allow wins ties."""
+    path, best = unquote(path), (0, True)
+    for allow, pattern in rules:
+        glob = re.sub(r"[?[]", r"[\g<0>]", pattern.removesuffix("$"))
+        if fnmatchcase(path, glob if pattern.endswith("$") else glob + "*"):
+            best = max(best, (len(pattern), allow))
+    return best[1]
+
+
+def request(url, headers, web):
+    """One request: (status, headers, body); OSError, HTTPException or zlib.error."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    with closing(kind(parts.netloc, timeout=web.args.timeout)) as connection:
+        connection.response_class = Response
+        connection._create_connection = lambda *address: connect(web.own, *address)
+        fixed = {"User-Agent": AGENT, "Accept-Encoding": "gzip", "Connection": "close"}
+        connection.request("GET", urlunsplit(("", "", *parts[2:])), headers=fixed | headers)
+        with connection.getresponse() as response:
+            body = read_body(response, web) if response.status == 200 else b""
+            return response.status, response.headers, body
+
+
+def read_body(response, web):
+    """The body, whole, unpacked, and within the limits."""
+    coding = response.headers.get("Content-Encoding", "").lower()
+    unzip = zlib.decompressobj(47) if coding in ("gzip", "x-gzip", "deflate") else None
+    limit, body = int(web.args.max_file * 1e6), bytearray()
+    while max(len(body), response.length or 0) <= limit and (chunk := response.read1(1 << 16)):
+        body += unzip.decompress(chunk, limit + 1) if unzip else chunk
+        with web.lock:
+            web.received += len(chunk)
+        if web.stored + web.received > web.args.max_total * 1e6:
+            raise SystemExit(f"stopped: more than {web.args.max_total:g} MB (--max-total)")
+        if web.stop.is_set():
+            raise SystemExit("stopped")
+    if max(len(body), response.length or 0) > limit:
+        raise Failure(f"larger than {web.args.max_file:g} MB (--max-file)")
+    if response.length or (unzip and not unzip.eof):
+        raise OSError(f"cut short after {len(body):,} bytes")
+    return bytes(body)
+
+
+class Response(http.client.HTTPResponse):
+    """TimeoutError when the host sends fewer than SLOWEST bytes per second. A socket's own
+    time-out never fires while a byte comes now and then, of the head, a length or the body."""
+
+    def __init__(self, sock, *args, **options):
+        super().__init__(sock, *args, **options)
+        self.receive, self.end = self.fp.raw.readinto, time.monotonic() + sock.gettimeout()
+        self.fp.raw.readinto = self.receive_paced
+
+    def receive_paced(self, buffer):
+        count = self.receive(buffer)
+        self.end += count / SLOWEST
+        if count and time.monotonic() > self.end:
+            raise TimeoutError(f"slower than {SLOWEST:,} bytes per second")
+        return count
+
+
+def seconds_to_wait(text):
+    """Seconds of a Retry-After header, a number or a date; None if it is neither."""
+    with suppress(TypeError, ValueError, OverflowError):
+        if text.strip().isdigit():
+            return float(text)
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+
+
+def connect(own, address, timeout, source=None):
+    """A socket to (host, port). It goes to an IP address that was looked at, so that no name can
+    change on the way; Failure if that is private and none of `own`."""
+    failure = OSError("the host has no address")
+    for *_, (ip, port, *_) in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        number = ipaddress.ip_address(ip)
+        number = getattr(number, "ipv4_mapped", None) or number
+        if (not number.is_global or number.is_multicast) and ip not in own:
+            raise Failure(f"{address[0]} is at the private address {ip}, --url is not")
+        try:
+            return socket.create_connection((ip, port), timeout)
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+# ---- Pictures and folder -------------------------------------------------------------------------
+
+FIELDS = "url file sha256 size width height mode status time fresh etag last_modified".split()
+
+
+def inspect(body):
+    """(suffix, width, height, mode) of a whole picture. Failure says why it is none."""
+    Image.init()
+    formats = [name for name in SUFFIXES if name in Image.OPEN]
+    try:
+        with Image.open(io.BytesIO(body), formats=formats) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels are too many")
+            image.verify()  # checksums, which load() does not look at
+        with Image.open(io.BytesIO(body), formats=formats) as image:
+            image.load()
+            return SUFFIXES[image.format], *image.size, image.mode
+    except Image.UnidentifiedImageError:
+        raise Failure(f"not a picture: it begins with {body[:20]!r}")
+    except Exception as error:  # on a damaged file Pillow raises nearly anything
+        raise Failure(f"a damaged picture ({first_line(error)})")
+
+
+def file_name(url, sha256, suffix):
+    """A file name for any address, on any system: letters, digits, a few signs, part of the hash,
+    because of which it is never a device, hidden, or another picture's name."""
+    stem = re.sub(r"\.\w{1,5}$", "", unquote(urlsplit(url).path.rpartition("/")[2]))
+    stem = re.sub(r"[^\w .()'&+,!-]", "_", stem).strip(" .-")
+    stem = stem.encode()[:100].decode(errors="ignore") or "picture"
+    return f"{stem}-{sha256[:8]}{suffix}"
+
+
+def contact_sheet(out, records, side=48):
+    """One RGB image with the pictures of the records, center squares on white, 50 x 50 at most."""
+    columns = math.ceil(math.sqrt(len(records := records[:2500])))
+    size = (columns * side, math.ceil(len(records) / columns) * side)
+    sheet = Image.new("RGB", size, "white")
+    for i, record in enumerate(records):
+        with suppress(Exception), Image.open(out / record["file"]) as image:
+            cell = ImageOps.fit(image.convert("RGBA"), (side, side))
+            sheet.paste(cell, (i % columns * side, i // columns * side), cell)
+    return sheet
+
+
+class Folder:
+    """--out and its manifest: a line per address, the last one counts. A line is written before
+    its file; one whose file is not there, or has another hash, does not count."""
+
+    def __init__(self, out):
+        self.out, self.path, self.lock = out, out / "manifest.jsonl", threading.Lock()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists() and any(p.name[0] != "." for p in out.iterdir()):
+                raise SystemExit(f"--out {out}: has files but no {self.path.name}; name another")
+            self.guard = sqlite3.connect(out / ".lock", timeout=0)
+            self.guard.execute("BEGIN EXCLUSIVE")  # SQLite knows how every system locks
+            self.file = open(self.path, "a+b", buffering=0)
+        except (OSError, sqlite3.Error) as error:
+            with suppress(AttributeError):
+                self.guard.close()
+            raise SystemExit(f"--out {out}: in use, or cannot be used ({first_line(error)})")
+        self.file.seek(0)
+        records = [record for record in map(read_record, self.file.readlines()) if record]
+        self.records = {record["url"]: record for record in records}
+        self.names = {record["file"] for record in records if record["file"]}
+        self.file.write(b"\n")  # ends a line that was cut
+        for leftover in out.glob(".*.tmp"):  # of a run that was killed
+            leftover.unlink()
+
+    def settled(self, url, floor=0):
+        """The record of a picture that is whole, or known to be too small; else None."""
+        record = self.records.get(url)
+        if record and record["file"]:
+            with suppress(OSError):
+                body = (self.out / record["file"]).read_bytes()
+                return record if hashlib.sha256(body).hexdigest() == record["sha256"] else None
+        elif record and record["width"] and min(record["width"], record["height"]) <= floor:
+            return record
+
+    def add(self, record, body=None):
+        """Write a record and its file, all or nothing."""
+        with self.lock:
+            if self.file.closed:  # the run has ended meanwhile
+                raise SystemExit("stopped")
+            self.file.write(json.dumps(record).encode() + b"\n")
+            if body is not None:
+                atomic_write(self.out / record["file"], lambda file: file.write(body))
+                self.names.add(record["file"])
+            self.records[record["url"]] = record
+
+    def close(self):
+        self.file.close()
+        self.guard.close()
+
+
+def finish(folder, pictures, complete):
+    """Keep each picture once, under the first of its addresses; the records of those kept.
+    After a complete run no record is fresh any more: the next one asks the hosts again."""
+    with folder.lock:
+        order = [url for link, (image, _) in pictures.items() for url in (link, image)]
+        order = [url for url in dict.fromkeys([*order, *folder.records]) if url in folder.records]
+        records, kept = [folder.records[url] for url in order], {}
+        for record in records:
+            record["fresh"] = None if complete else record["fresh"]
+            if record["file"] and (folder.out / record["file"]).exists():
+                first = kept.setdefault(record["sha256"], record)
+                status = "kept" if record is first else "duplicate"
+                record |= {"file": first["file"], "status": status}
+        text = "".join(json.dumps(record) + "\n" for record in records).encode()
+        folder.file.write(text)  # before the files of duplicates are removed
+        folder.file.close()
+    for name in folder.names - {record["file"] for record in records}:
+        (folder.out / name).unlink(missing_ok=True)
+    atomic_write(folder.path, lambda file: file.write(text))
+    return list(kept.values())
+
+
+def read_record(line):
+    """The record of a line of the manifest; None if it is damaged, or names a file elsewhere."""
+    with suppress(ValueError, TypeError, AttributeError):
+        record = json.loads(line)
+        good = record.keys() >= set(FIELDS) and re.fullmatch("https?://.+", record["url"])
+        return record if good and re.fullmatch(r"[^./\\:][^/\\:]*", record["file"] or "-") else None
+
+
+# ---- Tools and options ---------------------------------------------------------------------------
+
+
+def show(text, stream=None):
+    """print, which a reader that has gone does not stop."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
 
 
 def first_line(error):
+    """An exception's message as one line, or its type where it has none."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def write_file(path, write):
-    """Let write(file) fill `path`, in one piece or not at all; what was there before stays."""
+def atomic_write(path, write):
+    """Let write(file) fill `path` whole or not at all; what was there before survives a failure."""
+    path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -806,58 +636,37 @@ def write_file(path, write):
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
-        kept = "what was there is whole" if os.path.exists(path) else "nothing is left of it"
+        kept = "the previous version is intact" if path.exists() else "nothing was written"
         raise SystemExit(f"{path}: cannot be written ({first_line(error)}); {kept}")
     finally:
-        if os.path.exists(partial):
+        if partial.exists():
             partial.unlink()
 
 
-def progress(total, unit, done=0):
-    """A tqdm bar on a terminal; something silent without either, and in all processes but one."""
-    if tqdm and os.environ.get("RANK", "0") == "0":
-        return tqdm(total=total, initial=done, unit=unit, disable=None, dynamic_ncols=True)
-    silent = dict.fromkeys(("update", "set_postfix_str", "clear", "close"), lambda *_, **__: None)
-    return SimpleNamespace(**silent)
-
-
-# ---- Options -------------------------------------------------------------------------------------
 # fmt: off
-
-
 def build_parser():
     parser = argparse.ArgumentParser(
         prog=SCRIPT, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--url", nargs="+", default=[SPIRITS], metavar="URL",
-        help=f"pages whose pictures are wanted (default {SPIRITS})")
-    add("--select", metavar="CLASS",
-        help="take the <a href> in elements of this class, or where one has none its <img>; "
-             "\"a b\" asks for both classes (default spiritDiv, else every <img> on the page)")
-    add("--follow", action="store_true",
-        help="go on to the next page (rel=next) until one has no new picture")
-    add("--limit", type=positive, metavar="N",
-        help="take the first N pictures alone (default all)")
-    add("--min-side", type=not_negative, default=32, metavar="PX",
-        help="where every <img> counts, leave out those whose shorter side is not larger than this "
-             "(default 32)")
-    add("--dry-run", action="store_true",
-        help="print the addresses that would be fetched, and write nothing")
-    add("--delay", type=not_below_zero, default=1.0, metavar="S",
-        help="seconds between two requests of one connection to one host; 0 for a host of your "
-             "own (default 1)")
-    add("--workers", type=positive, default=2, metavar="N",
-        help="connections at a time, so N/S requests a second; more than 4 are rude (default 2)")
-    add("--timeout", type=above_zero, default=30.0, metavar="S",
-        help="seconds without a byte, or behind 1 kB/s, after which a request is given up "
-             "(default 30)")
-    add("--max-file", type=above_zero, default=32, metavar="MB",
-        help="size of the largest picture or page, unpacked, in megabytes (default 32)")
-    add("--max-total", type=above_zero, default=4000, metavar="MB",
-        help="stop when --out and what this run received come to more megabytes than this "
-             "(default 4000)")
-    add("--out", default="data/spirits", metavar="DIR",
-        help="folder of the pictures; one with a manifest is gone on with (default data/spirits)")
+    add("--url", nargs="+", default=["http://smashbros-ultimate.com/spirits"], metavar="URL",
+        help="pages of the gallery (default: the spirits)")
+    add("--select", metavar="CLASS", help="take the <a href>, or where it is no picture the <img>, "
+        "in elements of this class, or of all of \"a b\" (default spiritDiv, else every <img>)")
+    add("--follow", action="store_true", help="go on to rel=next until a page has no new picture")
+    add("--limit", type=int, metavar="N", help="take only the first N pictures (default all)")
+    add("--min-side", type=int, default=32, metavar="PX", help="where every <img> counts, leave "
+        "out those whose shorter side is not larger than this (default 32)")
+    add("--dry-run", action="store_true", help="print what would be fetched, and write nothing")
+    add("--delay", type=float, default=1.0, metavar="S", help="seconds between two requests of one "
+        "connection to one host; 0 only for a host of your own (default 1)")
+    add("--workers", type=int, default=2, metavar="N", help="connections at a time (default 2)")
+    add("--timeout", type=float, default=30.0, metavar="S", help="seconds without a byte, or "
+        "behind 1 kB/s, after which a request is given up (default 30)")
+    add("--max-file", type=float, default=32, metavar="MB", help="largest picture (default 32 MB)")
+    add("--max-total", type=float, default=4000, metavar="MB", help="stop when --out and what this "
+        "run received exceed it (default 4000 MB)")
+    add("--out", default="data/spirits", metavar="DIR", help="folder of the pictures, new or with "
+        "the manifest of an earlier run (default data/spirits)")
     return parser
 
 
@@ -869,99 +678,54 @@ def parse_args(argv=None):
     for url in args.url:
         if not resolve("", url):
             parser.error(f"--url {url}: not an address that begins with http:// or https://")
-    args.url = [resolve("", url) for url in args.url]
+    args.url = list(dict.fromkeys(resolve("", url) for url in args.url))
     if args.select is not None and not args.select.split():
         parser.error("--select: name a class")
+    for name in ("limit", "workers", "min_side", "delay", "timeout", "max_file", "max_total"):
+        value, low = getattr(args, name), {"min_side": 0, "delay": 0}.get(name, 1e-6)
+        if value is not None and not low <= value < 1e9:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be {low:g} or more")
     return args
 
 
-def positive(text):
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return int(text)
-
-
-def not_negative(text):
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return int(text)
-
-
-def above_zero(text):
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return float(text)
-
-
-def not_below_zero(text):
-    if not 0 <= float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return float(text)
-
-
-# ---- main ----------------------------------------------------------------------------------------
-
-
 def main(argv=None):
-    args = parse_args(argv)
-    web, folder = Web(args), None if args.dry_run else Folder(Path(args.out))
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a console may lack a letter of a path
+    args, before, folder = parse_args(argv), {}, None
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+        numbers = [n for n in numbers if n and signal.getsignal(n) == signal.SIG_DFL]  # not nohup
+        before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
+        folder, web = None if args.dry_run else Folder(Path(args.out)), Web(args)
         pictures, failed = list_pictures(web, args)
         if folder:
-            scrape(pictures, failed, web, args, folder)
-        else:
-            list_only(pictures, failed, web)
-    except Stopped:
-        raise SystemExit(f"stopped: {web.reason}")
+            scrape(pictures, failed, web, folder)
+        for url in () if folder else pictures:
+            try:
+                check_robots(web, url)
+                show(url)
+            except Failure as error:
+                failed[url] = str(error)
+    except OSError as error:  # of the manifest, on a full disk
+        raise SystemExit(f"--out {args.out}: {first_line(error)}; run again to continue")
+    except KeyboardInterrupt as stop:
+        show("stopped; the same command continues")
+        raise SystemExit(128 + (stop.args or (signal.SIGINT,))[0])
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if folder:
             folder.close()
     if failed:
         lines = [f"\n    {url}: {reason}" for url, reason in failed.items()]
         lines[20:] = [f"\n    and {len(lines) - 20:,} more"] * (len(lines) > 20)
-        raise SystemExit(f"{len(failed):,} failed; run again to try once more:{''.join(lines)}")
-
-
-def list_only(pictures, failed, web):
-    """--dry-run: the addresses, a line each."""
-    for url in pictures:
-        try:
-            web.obey_robots(url)
-            print(url)
-        except Forbidden as error:
-            failed[url] = str(error)
-    print(f"{len(pictures.keys() - failed):,} pictures would be fetched")
-
-
-def scrape(pictures, failed, web, args, folder):
-    """Fetch what is missing, tidy up, and say what came; `failed` grows."""
-    begun, workers = time.monotonic(), min(args.workers, len(pictures))
-    least = len(pictures) * max(args.delay / args.workers, *web.gaps.values(), 0)
-    least = f"{least // 60:.0f}:{least % 60:02.0f} min or more" if least else "without a pause"
-    print(f"{SCRIPT}: {len(pictures):,} pictures into {folder.out}, {least}", flush=True)
-    web.stored = sum(record["size"] for record in folder.records.values() if record["file"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about images that inspect() judges itself
-        outcomes = collect_all(pictures, web, folder, workers)
-        failed |= {url: str(out) for url, out in outcomes.items() if isinstance(out, Failure)}
-        missing = len(pictures) - len(outcomes)
-        kept = folder.finish(pictures, not failed and not missing)
-        print(summary(outcomes, missing, failed, web, time.monotonic() - begun))
-        if kept:
-            print(describe(kept, folder.out), flush=True)
-        if kept and web.reason != CTRL_C:
-            sheet = contact_sheet([folder.out / record["file"] for record in kept])
-            write_file(folder.out / "contact.png", lambda f: sheet.save(f, "PNG"))
-            print(f"all at a glance: {folder.out / 'contact.png'}", flush=True)
-    if web.reason == CTRL_C:
-        print("stopped by Ctrl-C; the same command goes on")
-        raise SystemExit(130)
-    if web.reason:
-        raise SystemExit(f"stopped: {web.reason}")
+        raise SystemExit(f"{len(failed):,} failed; run again to retry:{''.join(lines)}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

@@ -707,8 +707,8 @@ def download(data, cache):
     try:
         found = kind(str(cache), **options)
     except Exception as error:  # lmdb, gdown and http.client have errors of their own
-        wanted = "".join(f"\n    {cache / file}" for file in files)
-        raise SystemExit(f"{data}: no download ({first_line(error)}). Put there yourself:{wanted}")
+        wanted = ", ".join(f"{cache / file}" for file in files)
+        raise SystemExit(f"{data}: no download ({first_line(error)}). Put there: {wanted}")
     finally:
         socket.setdefaulttimeout(before)
     labels = getattr(found, "targets", getattr(found, "labels", [0] * len(found)))
