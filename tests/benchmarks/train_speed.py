@@ -211,12 +211,14 @@ class Flops(TorchDispatchMode):
 
 
 def matrix_rate(device, dtype, n=2048):
-    """Operations per second of products of n x n matrices: the best of ten."""
+    """Operations per second of products of n x n matrices, the best of ten, by the faster of the
+    libraries that torch uses: for matrix products, and for convolutions of 1 x 1."""
     a, b = torch.randn(2, n, n, device=device).to(dtype)
+    image = a.view(32, 64, 1, n).permute(0, 3, 1, 2)  # channels_last, (32, n, 64, 1)
     times = []
-    for _ in range(10):
+    for product in [lambda: a @ b, lambda: nn.functional.conv2d(image, b.view(n, n, 1, 1))] * 10:
         start = time.perf_counter()
-        a @ b
+        product()
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
@@ -255,6 +257,7 @@ def main():
     parser.add_argument("--script", nargs="+", default=["dcgan", "wgan", "wgan_gp"])
     parser.add_argument("--data", default="sprites")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default="auto", help="of the shipped loop: fp32, bf16")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--length", type=int, default=0, help="train steps in a turn")
     parser.add_argument("--parts", action="store_true", help="take the measures away one by one")
@@ -262,17 +265,18 @@ def main():
     torch.set_flush_denormal(True)  # for both: it is a setting of each thread
     device = torch.device(args.device)
     images, _, _ = dcgan.load_data(args.data, 32)
-    _, name, precision = dcgan.set_up_device(args.device, "auto")
+    _, name, precision = dcgan.set_up_device(args.device, args.precision)
     versions = f"torch {torch.__version__}, python {platform.python_version()}"
     print(f"{name}, {precision} by default, {versions}; {len(images):,} images of {args.data};")
-    rates = {dtype: matrix_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    dtypes = [torch.float32, torch.bfloat16][: 1 + (precision == "bf16")]
+    rates = {dtype: matrix_rate(device, dtype) for dtype in dtypes}
     print(", ".join(f"{str(d)[6:]} products {r / 1e9:,.0f} GFLOP/s" for d, r in rates.items()))
     print(f"medians of {args.turns} turns (slowest to fastest turn)\n")
     for script in args.script:
         batch_size, n_critic = (128, 1) if script == "dcgan" else (64, 5)
         plain = plain_dcgan if script == "dcgan" else lambda *a, s=script: plain_wasserstein(s, *a)
         setting = (images, device, batch_size)
-        steps = {"plain": plain(*setting), "shipped": shipped(script, *setting)}
+        steps = {"plain": plain(*setting), "shipped": shipped(script, *setting, args.precision)}
         if args.parts:
             steps["shipped, float32"] = shipped(script, *setting, precision="fp32")
             steps["shipped, contiguous"] = shipped(script, *setting, channels_last=False)
