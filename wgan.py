@@ -652,7 +652,8 @@ def open_files(path, key):
     suffixes = {name: os.path.splitext(name)[1].lower() for name in files}
     names = sorted(name for name in files if suffixes[name] in pictures or not files[name])
     other = Counter(suffixes[name] or "no suffix" for name in sorted({*files} - {*names}))
-    other = "; not read: " + ", ".join(f"{n:,} {suffix}" for suffix, n in other.most_common(9))
+    other = ", ".join(f"{n:,} {suffix}" for suffix, n in other.most_common(9))
+    other = other and f"; not read: {other}"
     if not names:
         raise SystemExit(f"{path}: there are no images in it{other}")
     if len(names) < len(files):
