@@ -335,7 +335,8 @@ def save_stats(path, stats):
     """Write what load_stats and pytorch-fid read; the latter looks at mu and sigma alone."""
     arrays = {key: getattr(stats, key) for key in ("mu", "sigma", "n", "weights")}
     arrays = {key: np.asarray(value) for key, value in arrays.items() if value is not None}
-    atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
+    np.savez_compressed(archive := io.BytesIO(), **arrays)
+    atomic_write(path, lambda file: file.write(archive.getbuffer()))
 
 
 def statistics(images, net, digits, args, keep, cached=False):
@@ -513,6 +514,7 @@ def set_up_device(device, precision):
         torch.cuda.set_device(device)
         name, bf16 = torch.cuda.get_device_name(device), torch.cuda.get_device_capability()[0] >= 8
     elif device.type == "cpu":
+        _ = np.finfo(np.float32), np.finfo(np.float64)  # which numpy 2.0 cannot tell afterwards
         torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
         name, cpuinfo = f"cpu ({torch.get_num_threads()} threads)", Path("/proc/cpuinfo")
         bf16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()

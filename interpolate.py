@@ -36,6 +36,7 @@ fingerprint of the generator, so that another one's images are not added.
 import argparse
 import ast
 import hashlib
+import io
 import json
 import math
 import os
@@ -147,7 +148,10 @@ def evaluate(node, latent):
 def expression(text):
     """A checked expression in Python's syntax, never run; errors have a caret under the fault."""
     text = " ".join(text.split())
+    odd = next((i for i, letter in enumerate(text) if not letter.isascii()), None)
     try:
+        if odd is not None:  # such as a typographic minus, which Pythons point at differently
+            raise SyntaxError("not understood", ("", 1, odd + 1, text))
         evaluate(ast.parse(text, mode="eval").body, lambda seed: torch.zeros(1))
     except (RecursionError, MemoryError):
         raise argparse.ArgumentTypeError("too deeply nested")
@@ -411,6 +415,7 @@ def set_up_device(device, precision):
         torch.cuda.set_device(device)
         name, bf16 = torch.cuda.get_device_name(device), torch.cuda.get_device_capability()[0] >= 8
     elif device.type == "cpu":
+        _ = np.finfo(np.float32), np.finfo(np.float64)  # which numpy 2.0 cannot tell afterwards
         torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
         name, cpuinfo = f"cpu ({torch.get_num_threads()} threads)", Path("/proc/cpuinfo")
         bf16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
@@ -587,7 +592,8 @@ def main(argv=None):
         return write_folder(out, args.samples, batches, made_by)
     if suffix == ".npz":
         parts = (part.permute(0, 2, 3, 1) for _, part in batches(range(args.samples)))
-        atomic_write(out, lambda file: np.savez(file, images=torch.cat([*parts]).numpy()))
+        np.savez(archive := io.BytesIO(), images=torch.cat([*parts]).numpy())
+        atomic_write(out, lambda file: file.write(archive.getbuffer()))
         return say(f"{out}: {args.samples:,} images")
     if args.kind == "arithmetic":
         rows, labels, z = arithmetic(args.arithmetic, lambda s: latents([s], z_dim)[0], generate)

@@ -476,6 +476,7 @@ def set_up_device(device, precision):
         torch.cuda.set_device(device)
         name, bf16 = torch.cuda.get_device_name(device), torch.cuda.get_device_capability()[0] >= 8
     elif device.type == "cpu":
+        _ = np.finfo(np.float32), np.finfo(np.float64)  # which numpy 2.0 cannot tell afterwards
         torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
         name, cpuinfo = f"cpu ({torch.get_num_threads()} threads)", Path("/proc/cpuinfo")
         bf16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()

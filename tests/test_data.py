@@ -297,7 +297,8 @@ def test_every_mode_becomes_the_rgb_it_stands_for(name, tmp_path, load):
 def test_pixels_of_32_bits_are_refused_with_one_reason(tmp_path, refusal):
     values = np.arange(256, dtype="<i4").tobytes()
     members = {f"{i}.tif": raw_tiff(32, 1, values, i) for i in (1, 2, 3)}  # unsigned, signed, float
-    members["4.pfm"] = b"Pf\n16 16\n-1.0\n" + np.ones(256, "<f4").tobytes()
+    if ".pfm" in Image.registered_extensions():
+        members["4.pfm"] = b"Pf\n16 16\n-1.0\n" + np.ones(256, "<f4").tobytes()
     _, *listed = refusal(files_of(tmp_path / "set", members)).split("\n")
     names, reasons = zip(*(line.split(": ") for line in listed))
     assert [name.strip() for name in names] == sorted(members)
