@@ -20,6 +20,7 @@ Usage
     python fid.py cifar10 --save-stats cifar10.npz            statistics, for pytorch-fid as well
     python fid.py real/ fake/ --kid --is --prdc --json result.json
     python fid.py cifar10 runs/dcgan/checkpoint.pt --nearest nearest.png
+    python fid.py cifar10 runs/dcgan/checkpoint.pt --per-class        of a conditional generator
     python fid.py cifar10.npz runs/dcgan/snapshots/epoch_0010.pt --plot fid.png
     torchrun --nproc-per-node=4 fid.py real/ fake/            each process takes a share
 
@@ -240,6 +241,27 @@ def prdc(real, fake, k_pr=3, k_dc=5):
     return {name: float(x.double().mean()) for name, x in zip(names, found)}
 
 
+def per_class(images, stats, args):
+    """Prints and returns the Fréchet distance of each class that is in both sets, by its name;
+    images and stats are those of REAL and of the fakes."""
+    found, width = {}, "" if args.dims == 2048 else f"-{args.dims}"
+    labels = [part.labels(s.index) for part, s in zip(images, stats)]
+    (real, fake), name = map(np.unique, labels), images[1].name
+    if len(real) < 2 or not (common := np.intersect1d(real, fake).tolist()):
+        raise SystemExit(f"--per-class: {images[0].name} and {name} have no classes in common")
+    for name in common:
+        gaussians, counts = [], []
+        for part, label in zip(stats, labels):
+            x = part.features.numpy()[label == name].astype(np.float64)
+            check_number(f"class {name}", len(x), args)
+            root = (x - x.mean(0)) / np.sqrt(len(x) - 1)
+            gaussians += [x.mean(0), root if len(x) < x.shape[1] else square_root(root.T @ root)]
+            counts += [f"{len(x):,}"]
+        found[f"FID{width} {name}"] = value = frechet_distance(*gaussians)
+        say(f"    {name}: FID{width} {value:.6f} (N {counts[1]} against {counts[0]})")
+    return found
+
+
 def neighbours(x, parts, k):
     """Distances (N, k), ascending, and row numbers of the k rows of `parts` (each (M, D)) that are
     nearest to each row of x (N, D)."""
@@ -361,8 +383,9 @@ def statistics(images, net, digits, args, keep, cached=False):
 GENERATORS = (".pt", ".pth", ".ckpt")  # suffixes
 
 # items: the images' names; load(numbers, size): (number, uint8 (3, H, W)) of each that is readable,
-# in the order of `numbers`; key names the content, for the cache; info describes a generator.
-Images = namedtuple("Images", "name items load key info")
+# in the order of `numbers`; key names the content, for the cache; info describes a generator;
+# labels(numbers): the names of these images' classes.
+Images = namedtuple("Images", "name items load key info labels", defaults=[None])
 
 
 def open_set(name, args, device):
@@ -400,18 +423,25 @@ def open_images(name, args):
                         wrong = f"{name}: {source.items[i]} cannot be read ({first_line(pixels)})"
                         raise SystemExit(f"{wrong}; --skip-corrupt leaves it out")
 
-    return Images(name, source.items, load, ["images 2", source.key, args.skip_corrupt], {})
+    def labels(numbers):
+        return np.take(source.names, np.take(source.labels, numbers))
+
+    key = ["images 2", source.key, args.skip_corrupt]
+    return Images(name, source.items, load, key, {}, labels)
 
 
 def open_generator(name, args, device):
-    """The Images of a generator: number i is the latent of seed --seed + i, rounded to bytes."""
+    """The Images of a generator: number i is the latent of seed --seed + i, rounded to bytes, and
+    where there are classes, the i-th of them, again from the first after the last."""
     G, info = load_generator(name, key=args.key)
+    codes = torch.eye(len(info["classes"]) or 1)[:, : len(info["classes"])]
     G.to(device, memory_format=torch.channels_last)
 
     def load(numbers, size=args.size):
         for start in range(0, len(numbers), args.batch_size):
             part = numbers[start : start + args.batch_size]
             z = latents([args.seed + i for i in part], info["z_dim"])
+            z = torch.cat([z, codes[[i % len(codes) for i in part]]], 1)
             for i, image in zip(part, sample(G, z, args.batch_size)):
                 pixels = image.expand(3, -1, -1).numpy()
                 if size:
@@ -420,7 +450,8 @@ def open_generator(name, args, device):
 
     stat, items = os.stat(name), [f"seed {args.seed + i}" for i in range(args.n)]
     key = [os.path.realpath(name), stat.st_size, stat.st_mtime_ns, args.key, args.n, args.seed]
-    return Images(name, items, load, ["samples 2", *key], info)
+    labels = partial(np.take, info["classes"] or [name], mode="wrap")
+    return Images(name, items, load, ["samples 2", *key], info, labels)
 
 
 # ---- Nearest real images -------------------------------------------------------------------------
@@ -601,21 +632,22 @@ def from_shapes(state, options=None):
 
 def load_generator(path, raw=False, key=None, build=from_shapes):
     """The generator in a file and a dict that describes it: script, epoch, step (None: not known),
-    z_dim and, in words, the weights. It maps latents (B, z_dim) to images (B, 1 or 3, H, W).
+    z_dim, the names of its classes and, in words, the weights. It maps latents, beside them one-hot
+    classes if it has some, (B, z_dim + classes), to images (B, 1 or 3, H, W).
 
     The file is a trainer's checkpoint or snapshot, or holds, at any depth and behind any prefix,
     one state dict that `build(state, options)` makes a network of; `options` is what a trainer
     says of its generator. `key` chooses among several. SystemExit says what else the file is.
     """
     tree, info = read_weights(path), dict.fromkeys(("script", "epoch", "step"))
-    options, words = {}, "of its class"
+    options, classes, words = {}, [], "of its class"
     if build is from_shapes:
         words = "of layers (b, 1, 0), then (4, 2, 1), as in pytorch/examples"
     if isinstance(tree, dict) and {"format", "script", "generator"} <= tree.keys():
         if not isinstance(tree["format"], int) or tree["format"] > FORMAT:
             raise SystemExit(f"{path}: format {tree['format']}, newer than this script can read")
         options, info = tree["generator"], {name: tree.get(name) for name in info}
-        words = f"of {info['script']}, epoch {info['epoch']}"
+        words, classes = f"of {info['script']}, epoch {info['epoch']}", tree.get("classes", [])
         key = key or ("G" if raw or "G_ema" not in tree else "G_ema")
         if key not in tree:
             raise SystemExit(f"{path}: a snapshot, which has no {key}; leave --raw out")
@@ -636,7 +668,10 @@ def load_generator(path, raw=False, key=None, build=from_shapes):
             "layout takes interpolate.py --generator FILE.py:CLASS"
         )
     ((name, G),) = found.items()
-    G, info["z_dim"], (_, channels, H, W) = check_generator(G, path)
+    G, width, (_, channels, H, W) = check_generator(G, path)
+    if type(classes) is not list or {*map(type, classes)} - {str} or len(classes) >= width:
+        raise SystemExit(f"{path}: its classes are no list of names, or more than it takes")
+    info |= {"classes": classes, "z_dim": width - len(classes)}
     info["weights"] = f"{name} {words}, {W}x{H}x{channels}"
     return G, info
 
@@ -902,6 +937,8 @@ def build_parser():
     add("--is", action="store_true", dest="inception_score",
         help="Inception score of each FAKE too: higher is better; it does not look at REAL")
     add("--prdc", action="store_true", help="precision, recall, density and coverage as well")
+    add("--per-class", action="store_true", help="FID of each class too, of labelled images and of "
+        "conditional generators, which make their classes by turns")
     add("--nearest", metavar="FILE",
         help="write images of the first FAKE, each beside the nearest real ones, to this .png "
              "and say how near: a generator that copies is nearer than real images to each other")
@@ -909,7 +946,7 @@ def build_parser():
         help="write REAL's statistics to this .npz, which serves as REAL here and in pytorch-fid")
     add("--json", metavar="FILE", help="write all results, in full precision, to this file")
     add("--plot", metavar="FILE",
-        help="FAKEs are snapshots: draw their FID over the epochs, a curve per run, to this .png, "
+        help="FAKEs are snapshots: draw FID over generator updates, a curve per run, to this .png, "
              "and its numbers to a .csv beside it (a FILE ending in .csv: the numbers alone)")
     add("--allow-few", action="store_true",
         help="accept fewer than 2048 images, for comparisons at equal N; never to quote")
@@ -942,7 +979,7 @@ def parse_args(argv=None):
     if not args.fake and (any(of_fakes) or not args.save_stats):
         parser.error("name a FAKE; without one there is --save-stats FILE alone")
     if args.plot and not all(fake.endswith(GENERATORS) for fake in args.fake):
-        parser.error("--plot: takes checkpoints and snapshots, which know their epoch, as FAKE")
+        parser.error("--plot: takes checkpoints and snapshots, which know their step, as FAKE")
     outputs = {args.save_stats: ".npz", args.nearest: ".png", args.plot: ".png .csv", args.json: ""}
     outputs.pop(None, None)
     for path, suffixes in outputs.items():
@@ -976,7 +1013,7 @@ def compare(real, fake, args, device):
 
 
 def write_plot(path, results, measure):
-    """The table of an FID over the epochs of each run, and its picture if path is a .png."""
+    """The table of FID over each run's generator updates, and its picture if path is a .png."""
     text, runs = io.StringIO(), {}
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["run", "script", "epoch", "step", "n", measure])
@@ -984,7 +1021,7 @@ def write_plot(path, results, measure):
         folder = Path(row["path"]).resolve().parent
         folder = folder.parent if folder.name == "snapshots" else folder
         table.writerow([folder.name, *(row[k] for k in ("script", "epoch", "step", "n", measure))])
-        runs.setdefault(folder, []).append((row["epoch"], row[measure]))
+        runs.setdefault(folder, []).append((row["step"], row[measure]))
     atomic_write(Path(path).with_suffix(".csv"), lambda f: f.write(text.getvalue().encode()))
     if Path(path).suffix == ".csv":
         return
@@ -994,7 +1031,8 @@ def write_plot(path, results, measure):
     axes = figure.subplots()
     for folder, points in runs.items():
         axes.plot(*zip(*sorted(points)), marker=".", label=folder.name)
-    axes.set(xlabel="epoch", ylabel=f"{measure} (N = {results[0]['n']:,})", ylim=(0, None))
+    name = f"{measure} (N = {results[0]['n']:,})"
+    axes.set(xlabel="generator updates", ylabel=name, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
     atomic_write(path, lambda f: figure.savefig(f, format="png", dpi=120))
@@ -1007,18 +1045,19 @@ def main(argv=None):
     small = 8 if args.precision == "bf16" else 4  # 22 MB at most, under the 32 that malloc keeps
     args.batch_size = args.batch_size or (small if device.type == "cpu" else 128)
     torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
-    keep, results = bool(args.kid or args.prdc or args.nearest), []
+    keep, results = bool(args.kid or args.prdc or args.nearest or args.per_class), []
     if args.rank:  # the first process downloads and unpacks, then the others read
         dist.barrier()
     sets = [open_set(path, args, device) for path in (args.real, *args.fake)]
     for path, images in zip(args.fake, sets[1:]):
         if os.path.realpath(path) == os.path.realpath(args.real):
             print(f"{path}: is REAL itself; a distance of 0 says nothing", file=sys.stderr)
-        if args.plot and images.info["epoch"] is None:
-            raise SystemExit(f"--plot: {path} does not say its epoch; a trainer's snapshot does")
+        if args.plot and images.info["step"] is None:
+            raise SystemExit(f"--plot: {path} does not say its step; a trainer's snapshot does")
     of_images = sets if keep else sets[1:] * args.inception_score
     if any(isinstance(each, Stats) for each in of_images):
-        raise SystemExit("--kid, --is, --prdc and --nearest take images, not statistics of them")
+        asked = "--kid, --is, --prdc, --per-class and --nearest"
+        raise SystemExit(f"{asked} take images, not statistics of them")
     measured = any(isinstance(each, Images) for each in sets)
     net, digits = load_inception(args, device) if measured else (None, None)
     if args.world > 1 and not args.rank:
@@ -1041,6 +1080,8 @@ def main(argv=None):
         found = compare(real, fake, args, device)
         words = [f"± {v:.6f}" if k.endswith(" std") else f" {k} {v:.6f}" for k, v in found.items()]
         say(f"{' '.join(words).strip()}  {path} (N {count(fake)}) against {named}")
+        if args.per_class:
+            found |= per_class((sets[0], images), (real, fake), args)
         if args.nearest and not results:
             found |= nearest((sets[0], images), (real, fake), args)
         results.append({"path": path, "n": fake.n} | getattr(images, "info", {}) | found)

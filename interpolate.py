@@ -23,6 +23,8 @@ Usage
     python interpolate.py CHECKPOINT --samples 64                     an image grid
     python interpolate.py CHECKPOINT --samples 50000 --out fake/      single PNGs, resumable
     python interpolate.py CHECKPOINT --samples 50000 --out fake.npz   or one array
+    python interpolate.py CHECKPOINT --class cat                      of a conditional generator
+    python interpolate.py CHECKPOINT --between cat dog                from class to class
 
 CHECKPOINT is a checkpoint.pt or a snapshot of dcgan.py, wgan.py or wgan_gp.py, or a file that holds
 the state dict of pytorch/examples' DCGAN generator (netG_epoch_24.pth), of any width, depth and 1
@@ -46,7 +48,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise, zip_longest
+from itertools import cycle, pairwise, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -87,34 +89,57 @@ def plane(a, b, c, steps, path="slerp"):
     return z.to(a.dtype)
 
 
-def principal_directions(G):
+def principal_directions(G, z_dim=None):
     """Unit latents (z_dim, z_dim), from the one that moves the output of G's first layer most."""
-    _, A = first_layer(G)
+    A = first_layer(G)[1][:, :z_dim]
     directions = torch.linalg.eigh(A.T @ A).eigenvectors.T.flip(0)
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     return (directions * largest.sign()).float()  # an eigenvector's sign is free
 
 
-def latent_rows(args, G, z_dim):
-    """Rows of latents (columns, z_dim) and of labels, of any kind of picture but arithmetic."""
-    if args.kind == "samples":
-        z = latents(range(args.samples), z_dim).split(math.ceil(args.samples**0.5))
-        return z, [[""] * len(row) for row in z]
-    if args.kind == "interpolation":
-        pairs = list(pairwise(args.seeds + args.seeds[:1] * args.loop))
+def class_codes(args, names):
+    """The names of the classes that are asked for and their one-hot codes, (k, classes); of an
+    unconditional generator none, and one code of width 0."""
+    asked = args.between or args.classes or names
+    if unknown := " ".join(name for name in asked if name not in names):
+        known = f"has {', '.join(names)}" if names else "was trained without --conditional"
+        raise SystemExit(f"class {unknown}: {args.checkpoint} {known}")
+    numbers = [names.index(name) for name in asked] or [0]
+    return asked, torch.eye(len(names) or 1)[numbers, : len(names)]
+
+
+def beside(z, codes):
+    """What a generator takes: latents (..., z_dim), and codes of classes beside them."""
+    return torch.cat([z, codes.expand(*z.shape[:-1], -1)], -1)
+
+
+def latent_rows(args, G, z_dim, names, codes):
+    """Rows of what G takes, (columns, z_dim + classes), and of labels, of any picture but
+    arithmetic and samples."""
+    blank, turns = [""] * (args.steps - 2), codes[:1, None]
+    if args.between:
+        turns = torch.lerp(*codes[:, None], torch.linspace(0, 1, args.steps)[:, None])[None]
+        z = latents(args.seeds, z_dim)[:, None].expand(-1, args.steps, -1)
+        labels = [[f"{names[0]}, seed {seed}", *blank, names[1]] for seed in args.seeds]
+    elif args.kind == "interpolation":
+        pairs, turns = list(pairwise(args.seeds + args.seeds[:1] * args.loop)), codes[:, None]
         z = [interpolation(*latents(pair, z_dim), args.steps, args.path) for pair in pairs]
-        return z, [[f"seed {a}", *[""] * (args.steps - 2), f"seed {b}"] for a, b in pairs]
-    if args.kind == "grid":
-        labels = [[""] * args.steps for _ in range(args.steps)]
+        labels = [[f"seed {a}", *blank, f"seed {b}"] for a, b in pairs]
+        for i, row in enumerate(labels if names else ()):
+            row[0] = f"{names[i % len(names)]}, {row[0]}"
+    elif args.kind == "grid":
+        z = plane(*latents(args.grid, z_dim), args.steps, args.path)
+        labels = [["", *blank, ""] for _ in range(args.steps)]
         labels[0][0], labels[0][-1], labels[-1][0] = (f"seed {seed}" for seed in args.grid)
-        return plane(*latents(args.grid, z_dim), args.steps, args.path), labels
-    if args.dims > z_dim:
-        raise SystemExit(f"--dims {args.dims}: the latents have {z_dim}")
-    directions = torch.eye(z_dim) if args.basis == "axes" else principal_directions(G)
-    s = torch.linspace(-args.span, args.span, args.steps)
-    first, *others = (f"{x:+.1f}" for x in s.tolist())
-    labels = [[f"{i}:  {first}", *others] for i in range(1, args.dims + 1)]
-    return latents(args.traverse, z_dim) + s[:, None] * directions[: args.dims, None], labels
+    else:
+        if args.dims > z_dim:
+            raise SystemExit(f"--dims {args.dims}: the latents have {z_dim}")
+        directions = torch.eye(z_dim) if args.basis == "axes" else principal_directions(G, z_dim)
+        s = torch.linspace(-args.span, args.span, args.steps)
+        z = latents(args.traverse, z_dim) + s[:, None] * directions[: args.dims, None]
+        first, *others = (f"{x:+.1f}" for x in s.tolist())
+        labels = [[f"{i}:  {first}", *others] for i in range(1, args.dims + 1)]
+    return [beside(row, turns[i % len(turns)]) for i, row in enumerate(z)], labels
 
 
 # ---- Arithmetic ----------------------------------------------------------------------------------
@@ -278,21 +303,22 @@ def from_shapes(state, options=None):
 
 def load_generator(path, raw=False, key=None, build=from_shapes):
     """The generator in a file and a dict that describes it: script, epoch, step (None: not known),
-    z_dim and, in words, the weights. It maps latents (B, z_dim) to images (B, 1 or 3, H, W).
+    z_dim, the names of its classes and, in words, the weights. It maps latents, beside them one-hot
+    classes if it has some, (B, z_dim + classes), to images (B, 1 or 3, H, W).
 
     The file is a trainer's checkpoint or snapshot, or holds, at any depth and behind any prefix,
     one state dict that `build(state, options)` makes a network of; `options` is what a trainer
     says of its generator. `key` chooses among several. SystemExit says what else the file is.
     """
     tree, info = read_weights(path), dict.fromkeys(("script", "epoch", "step"))
-    options, words = {}, "of its class"
+    options, classes, words = {}, [], "of its class"
     if build is from_shapes:
         words = "of layers (b, 1, 0), then (4, 2, 1), as in pytorch/examples"
     if isinstance(tree, dict) and {"format", "script", "generator"} <= tree.keys():
         if not isinstance(tree["format"], int) or tree["format"] > FORMAT:
             raise SystemExit(f"{path}: format {tree['format']}, newer than this script can read")
         options, info = tree["generator"], {name: tree.get(name) for name in info}
-        words = f"of {info['script']}, epoch {info['epoch']}"
+        words, classes = f"of {info['script']}, epoch {info['epoch']}", tree.get("classes", [])
         key = key or ("G" if raw or "G_ema" not in tree else "G_ema")
         if key not in tree:
             raise SystemExit(f"{path}: a snapshot, which has no {key}; leave --raw out")
@@ -313,7 +339,10 @@ def load_generator(path, raw=False, key=None, build=from_shapes):
             "layout takes interpolate.py --generator FILE.py:CLASS"
         )
     ((name, G),) = found.items()
-    G, info["z_dim"], (_, channels, H, W) = check_generator(G, path)
+    G, width, (_, channels, H, W) = check_generator(G, path)
+    if type(classes) is not list or {*map(type, classes)} - {str} or len(classes) >= width:
+        raise SystemExit(f"{path}: its classes are no list of names, or more than it takes")
+    info |= {"classes": classes, "z_dim": width - len(classes)}
     info["weights"] = f"{name} {words}, {W}x{H}x{channels}"
     return G, info
 
@@ -470,6 +499,9 @@ def build_parser():
     add("--generator", metavar="FILE.py:CLASS",
         help="run FILE and load the state dict into its CLASS, which is called with the trainer's "
              "arguments or none and maps (B, z_dim) or (B, z_dim, 1, 1) to images in [-1, 1]")
+    add("--class", dest="classes", nargs="+", metavar="NAME",
+        help="of a conditional generator: these by turns, row by row or sample by sample; other "
+             "pictures are of the first (default: all of its classes)")
     add("--out", type=Path, metavar="PATH",
         help=".png; interpolation also .gif, .webp; --samples also .npz, folder (default KIND.png)")
     add("--device", default="auto", metavar="NAME",
@@ -486,6 +518,7 @@ def build_parser():
 
     add("--seeds", type=seed_list, default=[*range(6)],
         help="seeds to interpolate between, in turn, such as 3,17,42 or 0-5 (default 0-5)")
+    add("--between", nargs=2, metavar="NAME", help="from one class to another, a seed per row")
     add("--steps", type=int, help="images from end to end (default 9, in an animation 30)")
     add("--path", choices=("slerp", "lerp"), default="slerp",
         help="slerp is the arc, lerp the straight line, whose middle is too short (default slerp)")
@@ -507,7 +540,7 @@ def parse_args(argv=None):
     parser = build_parser()
     args = parser.parse_args(argv)
     uses = {"arithmetic": "", "grid": "steps path", "traverse": "steps dims basis span"}
-    uses |= {"samples": "", "interpolation": "seeds steps path loop fps"}
+    uses |= {"samples": "", "interpolation": "seeds between steps path loop fps"}
     args.kind = next((k for k in uses if getattr(args, k, None) is not None), "interpolation")
     for flag in " ".join(uses.values()).split():
         if flag not in uses[args.kind].split() and getattr(args, flag) != parser.get_default(flag):
@@ -576,35 +609,47 @@ def main(argv=None):
     G.to(device, memory_format=torch.channels_last if fast else torch.preserve_format)
     say(f"{args.checkpoint}: {info['weights']}, latents of {z_dim}; {device_name}")
 
+    names, codes = class_codes(args, info["classes"])
+
     def generate(z):
         return sample(G, z, args.batch_size).expand(-1, 3, -1, -1)
 
     def batches(seeds):
         for start in range(0, len(seeds), args.batch_size):
             part = seeds[start : start + args.batch_size]
-            yield part, generate(latents(part, z_dim))
+            turns = [seed % len(codes) for seed in part]
+            yield part, generate(beside(latents(part, z_dim), codes[turns]))
             if sys.stderr.isatty():
                 print(f"\r{start + len(part):,} of {len(seeds):,} ", end="", file=sys.stderr)
 
     if args.folder:
-        weights = b"".join(w.cpu().double().numpy().tobytes() for w in G.state_dict().values())
-        made_by = {"generator": info["weights"], "sha256": hashlib.sha256(weights).hexdigest()}
+        content = [w.cpu().double().numpy().tobytes() for w in G.state_dict().values()]
+        digest = hashlib.sha256(b"".join(content + [name.encode() for name in names])).hexdigest()
+        made_by = {"generator": info["weights"], "classes": names, "sha256": digest}
         return write_folder(out, args.samples, batches, made_by)
     if suffix == ".npz":
         parts = (part.permute(0, 2, 3, 1) for _, part in batches(range(args.samples)))
-        np.savez(archive := io.BytesIO(), images=torch.cat([*parts]).numpy())
+        arrays = {"images": torch.cat([*parts]).numpy()}
+        arrays |= {"labels": np.arange(args.samples) % len(names)} if names else {}
+        np.savez(archive := io.BytesIO(), **arrays)
         atomic_write(out, lambda file: file.write(archive.getbuffer()))
         return say(f"{out}: {args.samples:,} images")
     if args.kind == "arithmetic":
-        rows, labels, z = arithmetic(args.arithmetic, lambda s: latents([s], z_dim)[0], generate)
+        one, make = lambda seed: latents([seed], z_dim)[0], lambda z: generate(beside(z, codes[0]))
+        rows, labels, z = arithmetic(args.arithmetic, one, make)
         say(f"the result has length {z.norm():.1f}, a sample of N(0, I) about {z_dim**0.5:.1f}")
+    elif args.kind == "samples":
+        columns = math.ceil(args.samples**0.5)
+        rows = torch.cat([part for _, part in batches(range(args.samples))]).split(columns)
+        texts = cycle(names or [""])
+        labels = [[next(texts) for _ in row] for row in rows]
     else:
-        z, labels = latent_rows(args, G, z_dim)
+        z, labels = latent_rows(args, G, z_dim, names, codes)
         if suffix != ".png":  # the last image of a row is the first of the next
             z = torch.cat([*(row[:-1] for row in z), z[-1][-1:]])[: -1 if args.loop else None]
             write_animation(out, generate(z), args.fps)
             return say(f"{out}: {len(z)} images, {len(z) / args.fps:.1f} s")
-        rows = generate(torch.cat([*z])).split([len(row) for row in z])
+        rows = generate(torch.cat(z)).split([len(row) for row in z])
     page = labelled_grid(rows, labels)
     atomic_write(out, lambda file: page.save(file, "PNG"))
     say(f"{out}: {page.width} x {page.height} pixels")

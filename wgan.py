@@ -25,6 +25,8 @@ Usage
     python wgan.py                                    sprites made on the spot, no download
     python wgan.py --data cifar10 --epochs 100        the published setting at 32x32
     python wgan.py --data cifar10 --clip 0.003        a smaller box: smaller K, smaller gradients
+    python wgan.py --data cifar10 --conditional       images of a class, a row of each
+    python wgan.py --data cifar10 --constraint spectral   σ1 = 1 in place of the clip
     python wgan.py --data photos/ --size 64 --out runs/photos
     python wgan.py --out runs/photos --resume         go on where it stopped, with the same flags
 
@@ -70,9 +72,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 try:
     from tqdm import tqdm
@@ -98,8 +102,8 @@ def first_map(size):
 
 
 def init_weights(module):
-    """N(0, 0.02) for convolutions (DCGAN, section 4), N(1, 0.02) for batch-norm scales."""
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+    """N(0, 0.02) for weights (DCGAN, section 4), N(1, 0.02) for batch-norm scales."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
@@ -109,15 +113,19 @@ def init_weights(module):
 
 class Generator(nn.Module):
     """z (B, z_dim) -> images (B, 3, size, size) in [-1, 1]. `width` channels at size/2, doubling
-    with each halving, 1024 at most; `norm` is "batch" or "none". Shapes are those of size 32."""
+    with each halving, 1024 at most; `norm` is "batch" or "none". Shapes are those of size 32.
 
-    def __init__(self, size=32, z_dim=100, width=128, norm="batch"):
+    With `classes` of them z is (B, z_dim + classes): beside each latent stands its class, one-hot
+    (Mirza and Osindero 2014, arXiv 1411.1784).
+    """
+
+    def __init__(self, size=32, z_dim=100, width=128, norm="batch", classes=0):
         super().__init__()
         b, n = first_map(size)
         c = [min(width << i, 1024) for i in reversed(range(n))]  # channels at b, 2b, ..., size/2
         bias = norm == "none"  # a batch norm would take a bias out again
         Norm = nn.Identity if norm == "none" else nn.BatchNorm2d
-        layers = [nn.ConvTranspose2d(z_dim, c[0], b, 1, 0, bias=bias)]  # (B, 512, 4, 4)
+        layers = [nn.ConvTranspose2d(z_dim + classes, c[0], b, 1, 0, bias=bias)]  # (B, 512, 4, 4)
         layers += [Norm(c[0]), nn.ReLU(inplace=True)]
         for c_in, c_out in pairwise(c):  # (B, 256, 8, 8), (B, 128, 16, 16)
             layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=bias)]
@@ -130,28 +138,77 @@ class Generator(nn.Module):
         return self.main(z[:, :, None, None])
 
 
+class SpectralNorm(nn.Module):
+    """A layer's weight divided by its largest singular value, as a matrix of one row per output
+    (Miyato et al. 2018, arXiv 1802.05957, Algorithm 1): a step of power iteration per forward."""
+
+    def __init__(self, weight):
+        super().__init__()
+        u, _, v = torch.linalg.svd(weight.detach().flatten(1), full_matrices=False)
+        self.register_buffer("u", u[:, 0].clone())
+        self.register_buffer("v", v[0].clone())
+
+    def forward(self, weight):
+        W = weight.flatten(1)
+        with torch.autocast(W.device.type, enabled=False):  # whose list of operations has mv
+            if self.training:
+                with torch.no_grad():
+                    self.v.copy_(F.normalize(W.T @ self.u, dim=0))
+                    self.u.copy_(F.normalize(W @ self.v, dim=0))
+            return weight / (self.u.clone() @ (W @ self.v.clone()))
+
+
+class StableRank(SpectralNorm):
+    """SpectralNorm, then all but the leading singular pair scaled until the stable rank |W|² / σ1²
+    is at most `share` of the rank (Sanyal et al. 2020, arXiv 1906.04659, Algorithm 1)."""
+
+    def __init__(self, weight, share):
+        super().__init__(weight)
+        rank = min(self.u.numel(), self.v.numel())
+        self.most = max(1.0, share * rank) if rank > 1 else 2.0  # of rank 1 it is 1 already
+
+    def forward(self, weight):
+        W = super().forward(weight)
+        leading = torch.outer(self.u, self.v).view_as(W)
+        rest = W - leading
+        scale = (self.most - 1) ** 0.5 / rest.norm().clamp_min(1e-6)
+        return leading + scale.clamp(max=1) * rest
+
+
 class Critic(nn.Module):
     """Images (B, 3, size, size) in [-1, 1] -> scores (B,): higher is more real, without a sigmoid.
 
-    The generator's mirror image, with LeakyReLU(0.2). `norm` is "batch" or "none".
+    The generator's mirror image, with LeakyReLU(0.2). `norm` is "batch" or "none"; or "spectral",
+    or a number in (0, 1]: the share of its rank that a weight's stable rank keeps.
+    With `classes` of them it judges whether an image fits its class y, one-hot (B, classes), too:
+    by projection (Miyato and Koyama 2018, arXiv 1802.05637, equation 3).
     """
 
-    def __init__(self, size=32, width=64, norm="batch"):
+    def __init__(self, size=32, width=64, norm="batch", classes=0):
         super().__init__()
         b, n = first_map(size)
         c = [min(width << i, 1024) for i in range(n)]  # channels at size/2, ..., 2b, b
-        bias = norm == "none"  # a batch norm would take a bias out again
-        Norm = nn.Identity if norm == "none" else nn.BatchNorm2d
+        bias = norm != "batch"  # a batch norm would take a bias out again
+        Norm = nn.BatchNorm2d if norm == "batch" else nn.Identity
         layers = [nn.Conv2d(3, c[0], 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]  # (B, 64, 16, 16)
         for c_in, c_out in pairwise(c):  # (B, 128, 8, 8), (B, 256, 4, 4)
             layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=bias), Norm(c_out)]
             layers += [nn.LeakyReLU(0.2, inplace=True)]
         layers += [nn.Conv2d(c[-1], 1, b, 1, 0)]  # (B, 1, 1, 1)
         self.main = nn.Sequential(*layers)
+        self.embed = nn.Linear(classes, c[-1], bias=False) if classes else None
         self.apply(init_weights)
+        Bound = SpectralNorm if norm == "spectral" else partial(StableRank, share=norm)
+        for layer in [*self.modules()] if norm not in ("batch", "none") else ():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                register_parametrization(layer, "weight", Bound(layer.weight))
 
-    def forward(self, x):
-        return self.main(x).flatten()
+    def forward(self, x, y=None):
+        h = self.main[:-1](x)  # (B, 256, 4, 4)
+        scores = self.main[-1](h).flatten()
+        if self.embed:  # + y' V (sum of h over its pixels)
+            scores = scores + (self.embed(y) * h.sum((2, 3))).sum(1)
+        return scores
 
 
 # ---- Objective -----------------------------------------------------------------------------------
@@ -178,18 +235,19 @@ def clip_weights(critic, c):
 # ---- Training ------------------------------------------------------------------------------------
 
 
-def train_step(G, critic, opt_G, opt_critic, reals, z_dim, clip):
-    """The body of Algorithm 1 on n_critic batches of real images; the values of COLUMNS, (4,)."""
-    for real in reals:  # lines 2 and 3: (B, 3, size, size)
+def train_step(G, critic, opt_G, opt_critic, batches, z_dim, clip):
+    """The body of Algorithm 1 on n_critic batches of real images (B, 3, size, size), with one-hot
+    classes y (B, classes) that are (B, 0) where there are none; the values of COLUMNS, (4,)."""
+    for real, y in batches:  # lines 2 and 3
         z = torch.randn(len(real), z_dim, device=real.device)  # line 4
         with torch.no_grad():  # G is not what is updated here
-            fake = G(z)
-        c_loss = critic_loss(critic(real), critic(fake))  # line 5, separate for the batch norm
+            fake = G(torch.cat([z, y], 1))
+        c_loss = critic_loss(critic(real, y), critic(fake, y))  # line 5, apart for the batch norm
         optimizer_step(opt_critic, c_loss)  # line 6
         clipped = clip_weights(critic, clip)  # line 7
 
     z = torch.randn_like(z)  # line 9
-    g_loss = generator_loss(critic(G(z)))  # line 10
+    g_loss = generator_loss(critic(G(torch.cat([z, y], 1)), y))  # line 10
     optimizer_step(opt_G, g_loss)  # line 11
     return torch.stack([c_loss, g_loss, -c_loss, clipped]).detach()
 
@@ -235,35 +293,39 @@ def shuffled_indices(n, per_step, epoch, seed):
 def autocast(net, device):
     """Run net's forward in bfloat16 where autocast deems it safe; outputs come back in float32."""
     forward = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)(net.forward)
-    net.forward = lambda *inputs: forward(*inputs).float()
+    net.forward = lambda *x, **y: forward(*x, **y).float()
 
 
-def train(train_step, state, images, args, device, rank, world):
-    """Run train_step(reals) from state["step"] to the end of --epochs. What a step reads or changes
-    on the device stays where it is, so that a graph can hold it, and its random numbers are a
-    function of (seed, step, rank), so that a resumed run has the same."""
+def train(train_step, state, images, labels, args, device, rank, world):
+    """Run train_step(batches) from state["step"] to the end of --epochs. What a step reads or
+    changes on the device stays where it is, so that a graph can hold it, and its random numbers are
+    a function of (seed, step, rank), so that a resumed run has the same."""
     per_step = getattr(args, "n_critic", 1) * args.batch_size
     per_epoch = max(1, len(images) // per_step)
     start, last, cuda = state["step"], per_epoch * args.epochs, device.type == "cuda"
     shape = per_step // args.batch_size, args.batch_size // world, *images.shape[1:]
     reals = torch.zeros(shape, dtype=torch.uint8, device=device)
+    codes = torch.eye(len(state["classes"]) or 1)[:, : len(state["classes"])].to(labels.device)
+    classes = torch.zeros(*shape[:2], codes.shape[1], device=device)  # one-hot
     ema_weight, epoch, order, graph = torch.zeros((), device=device), None, None, None
     stream, copied = (torch.cuda.Stream(), torch.cuda.Event()) if cuda else (None, None)
     opts = [part for part in state.values() if isinstance(part, torch.optim.Optimizer)]
 
     def step():
-        state["totals"] += train_step(reals=[to_input(real, args.hflip) for real in reals])
+        inputs = [to_input(real, args.hflip) for real in reals]
+        state["totals"] += train_step(batches=[*zip(inputs, classes)])
         update_ema(state["G_ema"], state["G"], ema_weight)
 
     saved, begun = state["seconds"], time.perf_counter() - state["seconds"]
     bar = tqdm and tqdm(total=last, initial=start, disable=rank > 0 or None, unit="step")
-    with stop_signals() as signals, torch.cuda.stream(stream):
-        while (t := state["step"]) < last:
+    with stop_signals(args.out) as signals, torch.cuda.stream(stream):
+        while (t := state["step"]) < last and not signals:
             if epoch != t // per_epoch:
                 epoch = t // per_epoch
                 order = shuffled_indices(len(images), per_step, epoch, args.seed).to(images.device)
                 order = order.view(per_epoch, -1, args.batch_size)[:, :, rank::world]
-            batch = images[order[t % per_epoch]]
+            index = order[t % per_epoch]
+            batch, _ = images[index], classes.copy_(codes[labels[index]])
             if cuda and not batch.is_cuda:
                 copied.synchronize()  # with the copy before: the host is a step ahead at most
                 batch = batch.pin_memory()
@@ -293,15 +355,12 @@ def train(train_step, state, images, args, device, rank, world):
             if signals or broken or unsaved > (10 if ended else 600) or t + 1 == last:
                 save_checkpoint(state, args)
                 saved = state["seconds"]
-            if signals:
-                again = f"python {SCRIPT} --out {shlex.quote(args.out)} --resume"
-                say(f"\nstopped after step {t + 1:,}; go on with  {again}")
-                raise SystemExit(128 + signals[0])
 
 
 @contextmanager
-def stop_signals():
-    """A list to which Ctrl-C, SIGTERM and SIGHUP add their numbers; the second acts at once."""
+def stop_signals(out):
+    """A list to which Ctrl-C, SIGTERM and SIGHUP add their numbers; the second acts at once. The
+    first ends the process when the block ends, with the command to go on from --out."""
     caught, before = [], {}
 
     def note(number, frame):
@@ -317,6 +376,9 @@ def stop_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if caught:
+        say(f"\nstopped; go on with  python {SCRIPT} --out {shlex.quote(out)} --resume")
+        raise SystemExit(128 + caught[0])
 
 
 # ---- Run folder (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------
@@ -336,6 +398,7 @@ def load_checkpoint(args):
         if (saved["script"], saved["format"], "totals" in saved) != (SCRIPT, FORMAT, True):
             kind = "checkpoint" if "opt_G" in saved else "snapshot"
             raise ValueError(f"a {kind} of {saved['script']}, format {saved['format']}")
+        saved.setdefault("classes", [])  # which older ones do not have
     except Exception as error:  # on a damaged file torch.load raises nearly anything
         reason = f"no checkpoint of {SCRIPT}, format {FORMAT}, to go on from ({first_line(error)})"
         raise SystemExit(f"{path}: {reason}; nothing in it was run")
@@ -357,9 +420,11 @@ def start_run(state, saved, images, args, device_name):
                 part.load_state_dict(part.state_dict() | {"state": saved[name]["state"]})
             elif isinstance(part, nn.Module):
                 part.load_state_dict(saved[name])
+            elif name == "classes" and saved[name] != part:
+                raise ValueError(f"{saved[name]}, not {part}")
             else:
                 state[name] = (
-                    part.copy_(saved[name]) if name == "totals" else type(part)(saved[name])
+                    type(part)(saved[name]) if name != "totals" else part.copy_(saved[name])
                 )
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = f"{name} does not fit this run ({first_line(error)})"
@@ -395,6 +460,7 @@ def save_checkpoint(state, args, name="checkpoint.pt", keys=None):
         advice = f"{args.out}/checkpoint.pt is from before: try --resume with a lower --lr"
         raise SystemExit(f"step {state['step']:,}: a loss or a weight is not finite; {advice}")
     shape = {"size": args.size, "z_dim": args.z_dim, "width": args.g_width, "norm": args.norm}
+    shape |= {"classes": len(state["classes"])} if state["classes"] else {}
     saved = {"format": FORMAT, "script": SCRIPT, "generator": shape, "args": vars(args)}
     for key in keys or state:
         saved[key] = getattr(state[key], "state_dict", lambda key=key: state[key])()
@@ -422,8 +488,11 @@ def end_epoch(state, args, last):
         return
     table = [row.keys(), *(row.values() for row in state["log"])]
     table = "".join(",".join(map(str, line)) + "\n" for line in table).encode()
-    grid = sample(state["G_ema"], latents(range(64), args.z_dim))
-    grid = torchvision.utils.make_grid(grid, nrow=8).permute(1, 2, 0).numpy()
+    z, classes = latents(range(64), args.z_dim), len(state["classes"])
+    if classes:  # a row for each, of the same latents
+        rows = [code.expand(8, -1) for code in torch.eye(classes)[:64]]
+        z = torch.cat([z[:8].repeat(len(rows), 1), torch.cat(rows)], 1)
+    grid = torchvision.utils.make_grid(sample(state["G_ema"], z), nrow=8).permute(1, 2, 0).numpy()
     files = {"log.csv": lambda file: file.write(table)}
     files[f"samples/epoch_{epoch:04}.png"] = lambda file: Image.fromarray(grid).save(file, "PNG")
     if find_spec("matplotlib") and (epoch == args.epochs or epoch % -(-args.epochs // 20) == 0):
@@ -440,7 +509,8 @@ def end_epoch(state, args, last):
         except SystemExit as error:  # held open by another program, on Windows
             say(f"warning: {error}")
     if epoch == args.epochs or (args.snapshot_every and epoch % args.snapshot_every == 0):
-        save_checkpoint(state, args, f"snapshots/epoch_{epoch:04}.pt", ("G_ema", "epoch", "step"))
+        keys = "G_ema", "epoch", "step", "classes"
+        save_checkpoint(state, args, f"snapshots/epoch_{epoch:04}.pt", keys)
 
 
 def latents(seeds, z_dim):
@@ -599,6 +669,17 @@ def load_data(data, size, classes=None, cache="data", skip_corrupt=False):
         images = np.memmap(path, np.uint8, "r", shape=(path.stat().st_size // each, 3, size, size))
         labels = np.fromfile(path, np.int64, offset=images.size)
         return torch.from_numpy(images), torch.from_numpy(labels), list(source.names)
+
+
+def conditions(labels, names, args):
+    """Labels from 0 to the number of classes that occur, and these classes' names, to condition on;
+    without --conditional all labels are 0 and there are no names."""
+    if not args.conditional:
+        return torch.zeros_like(labels), []
+    present, labels = labels.unique(return_inverse=True)
+    if len(present) == 1:
+        raise SystemExit(f"--conditional: {args.data} has one class, {names[present[0]]}")
+    return labels, [names[i] for i in present]
 
 
 def open_data(data, size, cache):
@@ -777,6 +858,7 @@ def build_parser():
     add("--data", default="sprites", metavar="SET", help="sprites (made here), cifar10, stl10, "
         "celeba, lsun-NAME, or a folder, .zip, .npy or .npz of images")
     add("--classes", nargs="+", metavar="NAME", help="train on these classes of the set alone")
+    add("--conditional", action="store_true", help="G makes images of the class that it is told")
     add("--hflip", action="store_true", help="mirror images at random; not for text or digits")
     add("--skip-corrupt", action="store_true", help="leave unreadable files out, do not stop")
     add("--cache", default="data", metavar="DIR", help="of downloads and decoded images")
@@ -787,8 +869,12 @@ def build_parser():
         "size/2, doubling with each halving, 1024 at most")
     add("--d-width", type=int, default=64, metavar="C", help="the same for the critic")
     add("--norm", choices=("batch", "none"), default="batch", help="of both networks")
+    add("--constraint", choices=("clip", "spectral", "stable-rank"), default="clip", help="of the "
+        "critic's weights; but for clip it has no batch norm")
     add("--clip", type=float, default=0.01, metavar="C", help="the critic's weights stay in "
         "[-C, C]; larger is slower to reach its optimum, smaller makes gradients vanish")
+    add("--stable-rank", type=float, default=0.5, metavar="C", help="share of its rank that a "
+        "weight's stable rank keeps, above 0, at most 1")
     add("--n-critic", type=int, default=5, metavar="N", help="critic updates per generator update")
     add("--epochs", type=int, default=100, metavar="N", help="passes of the critic over the data")
     add("--batch-size", type=int, default=64, metavar="N", help="real images per update")
@@ -824,14 +910,20 @@ def parse_args(argv=None, saved=None):
     free = "data cache skip_corrupt epochs lr betas lr_decay device precision no_graph out resume"
     for name, value in vars(args).items():
         flag, low = f"--{name.replace('_', '-')}", int(name not in ("seed", "snapshot_every"))
-        if saved and saved[name] != value and name not in f"{free} snapshot_every".split():
-            parser.error(f"{flag}: the run in {args.out} has {saved[name]}; leave {flag} out")
+        was = (saved or {}).get(name, value)
+        if was != value and name not in f"{free} snapshot_every".split():
+            parser.error(f"{flag}: the run in {args.out} has {was}; leave {flag} out")
         if type(value) is int and not low <= value < 2**63:
             parser.error(f"{flag} {value}: must be {low} or more")
         if name == "batch_size" and value % int(os.environ.get("WORLD_SIZE", 1)):
             parser.error(f"{flag} {value}: must be a multiple of the processes")
         if name in ("lr", "clip", "gp_weight") and not 0 < value < float("inf"):
             parser.error(f"{flag} {value}: must be above 0")
+        if name == "stable_rank" and not 0 < value <= 1:
+            parser.error(f"{flag} {value}: must be above 0, at most 1")
+        if name in ("clip", "stable_rank") and args.constraint != flag[2:]:
+            if value != parser.get_default(name):
+                parser.error(f"{flag}: has no effect on --constraint {args.constraint}")
         if name in ("ema", "betas") and not all(0 <= v < 1 for v in np.ravel(value)):
             parser.error(f"{flag} {value}: must be in [0, 1)")
     try:
@@ -853,25 +945,29 @@ def main(argv=None):
             args.data = os.path.abspath(args.data)  # a resumed run may start from elsewhere
         device, device_name, precision = set_up_device(args.device, args.precision)
         rank, world = join_processes(device)
-        images, _, _ = load_data(args.data, args.size, args.classes, args.cache, args.skip_corrupt)
+        data = load_data(args.data, args.size, args.classes, args.cache, args.skip_corrupt)
+        images, (labels, classes) = data[0], conditions(*data[1:], args)
         cuda, mps = device.type == "cuda", device.type == "mps"
         if cuda and images.numel() < torch.cuda.mem_get_info()[0] // 2:
-            images = images.to(device)
+            images, labels = images.to(device), labels.to(device)
 
         torch.manual_seed(args.seed)
-        G = Generator(args.size, args.z_dim, args.g_width, args.norm)
-        critic = Critic(args.size, args.d_width, args.norm)
+        G = Generator(args.size, args.z_dim, args.g_width, args.norm, len(classes))
+        kinds = {"clip": args.norm, "spectral": "spectral", "stable-rank": args.stable_rank}
+        critic = Critic(args.size, args.d_width, kinds[args.constraint], len(classes))
         layout = torch.contiguous_format if mps else torch.channels_last  # wrong gradients on MPS
         G, critic = (net.to(device, memory_format=layout) for net in (G, critic))
         how = {"lr": torch.tensor(args.lr, device=device if cuda else "cpu"), "capturable": cuda}
         opt_G, opt_critic = (torch.optim.RMSprop(net.parameters(), **how) for net in (G, critic))
         state = {"G": G, "critic": critic, "opt_G": opt_G, "opt_critic": opt_critic}
-        step = partial(train_step, **state, z_dim=args.z_dim, clip=args.clip)
+        clip = args.clip if args.constraint == "clip" else float("inf")
+        step = partial(train_step, **state, z_dim=args.z_dim, clip=clip)
         words = precision + " (TF32)" * (cuda and precision == "fp32")
+        state["classes"] = classes
         start_run(state, saved, images, args, f"{device_name}, {words}")
         for net in (G, critic) if precision == "bf16" else ():
             autocast(net, device)
-        train(step, state, images, args, device, rank, world)
+        train(step, state, images, labels, args, device, rank, world)
         say(f"done in {state['seconds']:,.0f} s: look at {args.out}/samples")
         if dist.is_initialized():
             dist.destroy_process_group()

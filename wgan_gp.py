@@ -24,6 +24,7 @@ Usage
     python wgan_gp.py                                 sprites made on the spot, no download
     python wgan_gp.py --data cifar10 --epochs 100     the published setting at 32x32
     python wgan_gp.py --data cifar10 --lr-decay       as the paper trains its best CIFAR-10 model
+    python wgan_gp.py --data cifar10 --conditional    images of a class, a row of each
     python wgan_gp.py --data photos/ --size 64 --out runs/photos
     python wgan_gp.py --out runs/photos --resume      go on where it stopped, with the same flags
 
@@ -96,8 +97,8 @@ def first_map(size):
 
 
 def init_weights(module):
-    """N(0, 0.02) for convolutions (DCGAN, section 4), N(1, 0.02) for batch-norm scales."""
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+    """N(0, 0.02) for weights (DCGAN, section 4), N(1, 0.02) for batch-norm scales."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
@@ -107,15 +108,19 @@ def init_weights(module):
 
 class Generator(nn.Module):
     """z (B, z_dim) -> images (B, 3, size, size) in [-1, 1]. `width` channels at size/2, doubling
-    with each halving, 1024 at most; `norm` is "batch" or "none". Shapes are those of size 32."""
+    with each halving, 1024 at most; `norm` is "batch" or "none". Shapes are those of size 32.
 
-    def __init__(self, size=32, z_dim=100, width=128, norm="batch"):
+    With `classes` of them z is (B, z_dim + classes): beside each latent stands its class, one-hot
+    (Mirza and Osindero 2014, arXiv 1411.1784).
+    """
+
+    def __init__(self, size=32, z_dim=100, width=128, norm="batch", classes=0):
         super().__init__()
         b, n = first_map(size)
         c = [min(width << i, 1024) for i in reversed(range(n))]  # channels at b, 2b, ..., size/2
         bias = norm == "none"  # a batch norm would take a bias out again
         Norm = nn.Identity if norm == "none" else nn.BatchNorm2d
-        layers = [nn.ConvTranspose2d(z_dim, c[0], b, 1, 0, bias=bias)]  # (B, 512, 4, 4)
+        layers = [nn.ConvTranspose2d(z_dim + classes, c[0], b, 1, 0, bias=bias)]  # (B, 512, 4, 4)
         layers += [Norm(c[0]), nn.ReLU(inplace=True)]
         for c_in, c_out in pairwise(c):  # (B, 256, 8, 8), (B, 128, 16, 16)
             layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=bias)]
@@ -133,9 +138,11 @@ class Critic(nn.Module):
 
     The generator's mirror image, with LeakyReLU(0.2). `norm` is "none", "layer" or "instance": a
     batch norm would make a sample's score, and so its gradient, depend on its batch.
+    With `classes` of them it judges whether an image fits its class y, one-hot (B, classes), too:
+    by projection (Miyato and Koyama 2018, arXiv 1802.05637, equation 3).
     """
 
-    def __init__(self, size=32, width=64, norm="none"):
+    def __init__(self, size=32, width=64, norm="none", classes=0):
         super().__init__()
         b, n = first_map(size)
         c = [min(width << i, 1024) for i in range(n)]  # channels at size/2, ..., 2b, b
@@ -147,10 +154,15 @@ class Critic(nn.Module):
             layers += [nn.LeakyReLU(0.2, inplace=True)]
         layers += [nn.Conv2d(c[-1], 1, b, 1, 0)]  # (B, 1, 1, 1)
         self.main = nn.Sequential(*layers)
+        self.embed = nn.Linear(classes, c[-1], bias=False) if classes else None
         self.apply(init_weights)
 
-    def forward(self, x):
-        return self.main(x).flatten()
+    def forward(self, x, y=None):
+        h = self.main[:-1](x)  # (B, 256, 4, 4)
+        scores = self.main[-1](h).flatten()
+        if self.embed:  # + y' V (sum of h over its pixels)
+            scores = scores + (self.embed(y) * h.sum((2, 3))).sum(1)
+        return scores
 
 
 # ---- Objective -----------------------------------------------------------------------------------
@@ -182,20 +194,21 @@ def gradient_penalty(critic, real, fake):
 # ---- Training ------------------------------------------------------------------------------------
 
 
-def train_step(G, critic, opt_G, opt_critic, reals, z_dim, gp_weight):
-    """The body of Algorithm 1 on n_critic batches of real images; the values of COLUMNS, (5,)."""
-    for real in reals:  # lines 2 to 4: (B, 3, size, size)
+def train_step(G, critic, opt_G, opt_critic, batches, z_dim, gp_weight):
+    """The body of Algorithm 1 on n_critic batches of real images (B, 3, size, size), with one-hot
+    classes y (B, classes) that are (B, 0) where there are none; the values of COLUMNS, (5,)."""
+    for real, y in batches:  # lines 2 to 4
         z = torch.randn(len(real), z_dim, device=real.device)  # line 4
         with torch.no_grad():  # G is not what is updated here
-            fake = G(z)  # line 5
-        real_scores, fake_scores = critic(torch.cat([real, fake])).chunk(2)
-        penalty, norms = gradient_penalty(critic, real, fake)  # line 6
+            fake = G(torch.cat([z, y], 1))  # line 5
+        real_scores, fake_scores = critic(torch.cat([real, fake]), torch.cat([y, y])).chunk(2)
+        penalty, norms = gradient_penalty(partial(critic, y=y), real, fake)  # line 6
         estimate = critic_loss(real_scores, fake_scores)
         c_loss = estimate + gp_weight * penalty  # line 7
         optimizer_step(opt_critic, c_loss)  # line 9
 
     z = torch.randn_like(z)  # line 11
-    g_loss = generator_loss(critic(G(z)))  # line 12
+    g_loss = generator_loss(critic(G(torch.cat([z, y], 1)), y))  # line 12
     optimizer_step(opt_G, g_loss)
     return torch.stack([c_loss, g_loss, -estimate, penalty, norms.mean()]).detach()
 
@@ -241,35 +254,39 @@ def shuffled_indices(n, per_step, epoch, seed):
 def autocast(net, device):
     """Run net's forward in bfloat16 where autocast deems it safe; outputs come back in float32."""
     forward = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)(net.forward)
-    net.forward = lambda *inputs: forward(*inputs).float()
+    net.forward = lambda *x, **y: forward(*x, **y).float()
 
 
-def train(train_step, state, images, args, device, rank, world):
-    """Run train_step(reals) from state["step"] to the end of --epochs. What a step reads or changes
-    on the device stays where it is, so that a graph can hold it, and its random numbers are a
-    function of (seed, step, rank), so that a resumed run has the same."""
+def train(train_step, state, images, labels, args, device, rank, world):
+    """Run train_step(batches) from state["step"] to the end of --epochs. What a step reads or
+    changes on the device stays where it is, so that a graph can hold it, and its random numbers are
+    a function of (seed, step, rank), so that a resumed run has the same."""
     per_step = getattr(args, "n_critic", 1) * args.batch_size
     per_epoch = max(1, len(images) // per_step)
     start, last, cuda = state["step"], per_epoch * args.epochs, device.type == "cuda"
     shape = per_step // args.batch_size, args.batch_size // world, *images.shape[1:]
     reals = torch.zeros(shape, dtype=torch.uint8, device=device)
+    codes = torch.eye(len(state["classes"]) or 1)[:, : len(state["classes"])].to(labels.device)
+    classes = torch.zeros(*shape[:2], codes.shape[1], device=device)  # one-hot
     ema_weight, epoch, order, graph = torch.zeros((), device=device), None, None, None
     stream, copied = (torch.cuda.Stream(), torch.cuda.Event()) if cuda else (None, None)
     opts = [part for part in state.values() if isinstance(part, torch.optim.Optimizer)]
 
     def step():
-        state["totals"] += train_step(reals=[to_input(real, args.hflip) for real in reals])
+        inputs = [to_input(real, args.hflip) for real in reals]
+        state["totals"] += train_step(batches=[*zip(inputs, classes)])
         update_ema(state["G_ema"], state["G"], ema_weight)
 
     saved, begun = state["seconds"], time.perf_counter() - state["seconds"]
     bar = tqdm and tqdm(total=last, initial=start, disable=rank > 0 or None, unit="step")
-    with stop_signals() as signals, torch.cuda.stream(stream):
-        while (t := state["step"]) < last:
+    with stop_signals(args.out) as signals, torch.cuda.stream(stream):
+        while (t := state["step"]) < last and not signals:
             if epoch != t // per_epoch:
                 epoch = t // per_epoch
                 order = shuffled_indices(len(images), per_step, epoch, args.seed).to(images.device)
                 order = order.view(per_epoch, -1, args.batch_size)[:, :, rank::world]
-            batch = images[order[t % per_epoch]]
+            index = order[t % per_epoch]
+            batch, _ = images[index], classes.copy_(codes[labels[index]])
             if cuda and not batch.is_cuda:
                 copied.synchronize()  # with the copy before: the host is a step ahead at most
                 batch = batch.pin_memory()
@@ -299,15 +316,12 @@ def train(train_step, state, images, args, device, rank, world):
             if signals or broken or unsaved > (10 if ended else 600) or t + 1 == last:
                 save_checkpoint(state, args)
                 saved = state["seconds"]
-            if signals:
-                again = f"python {SCRIPT} --out {shlex.quote(args.out)} --resume"
-                say(f"\nstopped after step {t + 1:,}; go on with  {again}")
-                raise SystemExit(128 + signals[0])
 
 
 @contextmanager
-def stop_signals():
-    """A list to which Ctrl-C, SIGTERM and SIGHUP add their numbers; the second acts at once."""
+def stop_signals(out):
+    """A list to which Ctrl-C, SIGTERM and SIGHUP add their numbers; the second acts at once. The
+    first ends the process when the block ends, with the command to go on from --out."""
     caught, before = [], {}
 
     def note(number, frame):
@@ -323,6 +337,9 @@ def stop_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if caught:
+        say(f"\nstopped; go on with  python {SCRIPT} --out {shlex.quote(out)} --resume")
+        raise SystemExit(128 + caught[0])
 
 
 # ---- Run folder (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------
@@ -342,6 +359,7 @@ def load_checkpoint(args):
         if (saved["script"], saved["format"], "totals" in saved) != (SCRIPT, FORMAT, True):
             kind = "checkpoint" if "opt_G" in saved else "snapshot"
             raise ValueError(f"a {kind} of {saved['script']}, format {saved['format']}")
+        saved.setdefault("classes", [])  # which older ones do not have
     except Exception as error:  # on a damaged file torch.load raises nearly anything
         reason = f"no checkpoint of {SCRIPT}, format {FORMAT}, to go on from ({first_line(error)})"
         raise SystemExit(f"{path}: {reason}; nothing in it was run")
@@ -363,9 +381,11 @@ def start_run(state, saved, images, args, device_name):
                 part.load_state_dict(part.state_dict() | {"state": saved[name]["state"]})
             elif isinstance(part, nn.Module):
                 part.load_state_dict(saved[name])
+            elif name == "classes" and saved[name] != part:
+                raise ValueError(f"{saved[name]}, not {part}")
             else:
                 state[name] = (
-                    part.copy_(saved[name]) if name == "totals" else type(part)(saved[name])
+                    type(part)(saved[name]) if name != "totals" else part.copy_(saved[name])
                 )
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = f"{name} does not fit this run ({first_line(error)})"
@@ -401,6 +421,7 @@ def save_checkpoint(state, args, name="checkpoint.pt", keys=None):
         advice = f"{args.out}/checkpoint.pt is from before: try --resume with a lower --lr"
         raise SystemExit(f"step {state['step']:,}: a loss or a weight is not finite; {advice}")
     shape = {"size": args.size, "z_dim": args.z_dim, "width": args.g_width, "norm": args.norm}
+    shape |= {"classes": len(state["classes"])} if state["classes"] else {}
     saved = {"format": FORMAT, "script": SCRIPT, "generator": shape, "args": vars(args)}
     for key in keys or state:
         saved[key] = getattr(state[key], "state_dict", lambda key=key: state[key])()
@@ -428,8 +449,11 @@ def end_epoch(state, args, last):
         return
     table = [row.keys(), *(row.values() for row in state["log"])]
     table = "".join(",".join(map(str, line)) + "\n" for line in table).encode()
-    grid = sample(state["G_ema"], latents(range(64), args.z_dim))
-    grid = torchvision.utils.make_grid(grid, nrow=8).permute(1, 2, 0).numpy()
+    z, classes = latents(range(64), args.z_dim), len(state["classes"])
+    if classes:  # a row for each, of the same latents
+        rows = [code.expand(8, -1) for code in torch.eye(classes)[:64]]
+        z = torch.cat([z[:8].repeat(len(rows), 1), torch.cat(rows)], 1)
+    grid = torchvision.utils.make_grid(sample(state["G_ema"], z), nrow=8).permute(1, 2, 0).numpy()
     files = {"log.csv": lambda file: file.write(table)}
     files[f"samples/epoch_{epoch:04}.png"] = lambda file: Image.fromarray(grid).save(file, "PNG")
     if find_spec("matplotlib") and (epoch == args.epochs or epoch % -(-args.epochs // 20) == 0):
@@ -446,7 +470,8 @@ def end_epoch(state, args, last):
         except SystemExit as error:  # held open by another program, on Windows
             say(f"warning: {error}")
     if epoch == args.epochs or (args.snapshot_every and epoch % args.snapshot_every == 0):
-        save_checkpoint(state, args, f"snapshots/epoch_{epoch:04}.pt", ("G_ema", "epoch", "step"))
+        keys = "G_ema", "epoch", "step", "classes"
+        save_checkpoint(state, args, f"snapshots/epoch_{epoch:04}.pt", keys)
 
 
 def latents(seeds, z_dim):
@@ -605,6 +630,17 @@ def load_data(data, size, classes=None, cache="data", skip_corrupt=False):
         images = np.memmap(path, np.uint8, "r", shape=(path.stat().st_size // each, 3, size, size))
         labels = np.fromfile(path, np.int64, offset=images.size)
         return torch.from_numpy(images), torch.from_numpy(labels), list(source.names)
+
+
+def conditions(labels, names, args):
+    """Labels from 0 to the number of classes that occur, and these classes' names, to condition on;
+    without --conditional all labels are 0 and there are no names."""
+    if not args.conditional:
+        return torch.zeros_like(labels), []
+    present, labels = labels.unique(return_inverse=True)
+    if len(present) == 1:
+        raise SystemExit(f"--conditional: {args.data} has one class, {names[present[0]]}")
+    return labels, [names[i] for i in present]
 
 
 def open_data(data, size, cache):
@@ -783,6 +819,7 @@ def build_parser():
     add("--data", default="sprites", metavar="SET", help="sprites (made here), cifar10, stl10, "
         "celeba, lsun-NAME, or a folder, .zip, .npy or .npz of images")
     add("--classes", nargs="+", metavar="NAME", help="train on these classes of the set alone")
+    add("--conditional", action="store_true", help="G makes images of the class that it is told")
     add("--hflip", action="store_true", help="mirror images at random; not for text or digits")
     add("--skip-corrupt", action="store_true", help="leave unreadable files out, do not stop")
     add("--cache", default="data", metavar="DIR", help="of downloads and decoded images")
@@ -834,8 +871,9 @@ def parse_args(argv=None, saved=None):
     free = "data cache skip_corrupt epochs lr betas lr_decay device precision no_graph out resume"
     for name, value in vars(args).items():
         flag, low = f"--{name.replace('_', '-')}", int(name not in ("seed", "snapshot_every"))
-        if saved and saved[name] != value and name not in f"{free} snapshot_every".split():
-            parser.error(f"{flag}: the run in {args.out} has {saved[name]}; leave {flag} out")
+        was = (saved or {}).get(name, value)
+        if was != value and name not in f"{free} snapshot_every".split():
+            parser.error(f"{flag}: the run in {args.out} has {was}; leave {flag} out")
         if type(value) is int and not low <= value < 2**63:
             parser.error(f"{flag} {value}: must be {low} or more")
         if name == "batch_size" and value % int(os.environ.get("WORLD_SIZE", 1)):
@@ -863,14 +901,15 @@ def main(argv=None):
             args.data = os.path.abspath(args.data)  # a resumed run may start from elsewhere
         device, device_name, precision = set_up_device(args.device, args.precision)
         rank, world = join_processes(device)
-        images, _, _ = load_data(args.data, args.size, args.classes, args.cache, args.skip_corrupt)
+        data = load_data(args.data, args.size, args.classes, args.cache, args.skip_corrupt)
+        images, (labels, classes) = data[0], conditions(*data[1:], args)
         cuda, mps = device.type == "cuda", device.type == "mps"
         if cuda and images.numel() < torch.cuda.mem_get_info()[0] // 2:
-            images = images.to(device)
+            images, labels = images.to(device), labels.to(device)
 
         torch.manual_seed(args.seed)
-        G = Generator(args.size, args.z_dim, args.g_width, args.norm)
-        critic = Critic(args.size, args.d_width, args.critic_norm)
+        G = Generator(args.size, args.z_dim, args.g_width, args.norm, len(classes))
+        critic = Critic(args.size, args.d_width, args.critic_norm, len(classes))
         layout = torch.contiguous_format if mps else torch.channels_last  # wrong gradients on MPS
         G, critic = (net.to(device, memory_format=layout) for net in (G, critic))
         how = {"lr": torch.tensor(args.lr, device=device if cuda else "cpu"), "capturable": cuda}
@@ -879,10 +918,11 @@ def main(argv=None):
         state = {"G": G, "critic": critic, "opt_G": opt_G, "opt_critic": opt_critic}
         step = partial(train_step, **state, z_dim=args.z_dim, gp_weight=args.gp_weight)
         words = precision + " (TF32)" * (cuda and precision == "fp32")
+        state["classes"] = classes
         start_run(state, saved, images, args, f"{device_name}, {words}")
         for net in (G, critic) if precision == "bf16" else ():
             autocast(net, device)
-        train(step, state, images, args, device, rank, world)
+        train(step, state, images, labels, args, device, rank, world)
         say(f"done in {state['seconds']:,.0f} s: look at {args.out}/samples")
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -74,7 +74,7 @@ def taped(monkeypatch):
 
     def patch(module):
         train = module.train
-        monkeypatch.setattr(module, "train", lambda *args: train(*args[:4], CPU("cpu"), 0, 1))
+        monkeypatch.setattr(module, "train", lambda *args: train(*args[:5], CPU("cpu"), 0, 1))
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)

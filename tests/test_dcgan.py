@@ -192,7 +192,7 @@ def test_a_train_step_is_the_algorithm_written_out_by_hand(monkeypatch):
     z = torch.randn(6, 8, dtype=torch.float64)
     monkeypatch.setattr(torch, "randn", lambda *shape, **_: z)
     opts = [torch.optim.SGD(net.parameters(), 0.1) for net in (G, D)]
-    values = dcgan.train_step(G, D, *opts, [real], 8)
+    values = dcgan.train_step(G, D, *opts, [(real, real.new_zeros(6, 0))], 8)
 
     entropy = nn.BCEWithLogitsLoss()
     ones, zeros = torch.ones(6, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
@@ -431,6 +431,7 @@ def test_cell_i_of_every_grid_is_the_image_of_seed_i(folder):
         "epoch",
         "step",
         "G_ema",
+        "classes",
     }
 
 

@@ -433,7 +433,7 @@ def test_checkpoints_without_a_generator(tmp_path):
     assert "newer" in fails(real, path)
 
 
-def test_the_curve_over_epochs(checkpoint, rows, pair, tmp_path):
+def test_the_curve_over_generator_updates(checkpoint, rows, pair, tmp_path):
     snapshots = sorted((checkpoint.parent / "snapshots").iterdir())
     rows(pair[0], *snapshots, "--n", 4, "--plot", tmp_path / "curve.png")
     lines = (tmp_path / "curve.csv").read_text().splitlines()
@@ -443,7 +443,7 @@ def test_the_curve_over_epochs(checkpoint, rows, pair, tmp_path):
         assert picture.width > 400
     save(layers(), tmp_path / "g.pth")
     line = fails(pair[0], tmp_path / "g.pth", "--n", 4, "--plot", tmp_path / "curve.png")
-    assert "does not say its epoch" in line
+    assert "does not say its step" in line
 
 
 def cells(path, rows):
@@ -570,7 +570,7 @@ def test_two_processes_give_the_number_of_one(rows, pair, weights_file, tmp_path
 
 @pytest.mark.parametrize("args, words", [
     ("real", "name a FAKE"), ("real --save-stats a.npz --kid", "name a FAKE"),
-    ("real fake --plot a.png", "epoch"), ("real a.pt --plot a.gif", ".png or .csv"),
+    ("real fake --plot a.png", "their step"), ("real a.pt --plot a.gif", ".png or .csv"),
     ("real --save-stats a.txt", ".npz"), ("real fake --nearest a.jpg", ".png"),
     ("real fake --dims 100", "2048"), ("real fake --n 0", "less than 1"),
     ("real fake --seed -1", "less than 0"), ("real --save-stats folder.npz", "a folder"),

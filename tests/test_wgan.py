@@ -37,6 +37,11 @@ def batches(n, dtype=torch.float32):
     return [torch.rand(6, 3, 16, 16, dtype=dtype) * 2 - 1 for _ in range(n)]
 
 
+def classless(reals):
+    """Batches of images and one-hot classes, of which there are none."""
+    return [(real, real.new_zeros(len(real), 0)) for real in reals]
+
+
 def test_losses_are_those_of_algorithm_1():
     real, fake = torch.tensor([1.0, 5.0]), torch.tensor([-2.0, 0.0])
     assert wgan.critic_loss(real, fake) == -4
@@ -65,7 +70,7 @@ def test_a_train_step_is_algorithm_1_written_out_by_hand(monkeypatch):
     monkeypatch.setattr(torch, "randn", lambda *shape, **_: next(drawn))
     monkeypatch.setattr(torch, "randn_like", lambda z: next(drawn))
     opts = [torch.optim.RMSprop(net.parameters(), 5e-3) for net in (G, critic)]
-    values = wgan.train_step(G, critic, *opts, reals, 8, c)
+    values = wgan.train_step(G, critic, *opts, classless(reals), 8, c)
 
     squares = {}
 
@@ -106,15 +111,15 @@ def test_weights_are_within_the_clip_after_every_critic_update_and_for_the_gener
         seen.append(("update", largest()))
         return share
 
-    def scores(x):
+    def scores(x, y):
         if x.requires_grad:  # the generator's turn: it sees clipped weights
             seen.append(("generator", largest()))
-        return forward(x)
+        return forward(x, y)
 
     monkeypatch.setattr(wgan, "clip_weights", after_clip)
     critic.forward = scores
     for _ in range(3):
-        wgan.train_step(G, critic, *opts, batches(4), 8, 0.01)
+        wgan.train_step(G, critic, *opts, classless(batches(4)), 8, 0.01)
     assert [kind for kind, _ in seen] == (["update"] * 4 + ["generator"]) * 3
     assert all(size <= np.float32(0.01) for _, size in seen)
     assert max(size for _, size in seen) == np.float32(0.01)
@@ -165,7 +170,7 @@ def test_the_critics_updates_leave_the_generators_gradients_alone(monkeypatch):
 
     G.forward = record
     monkeypatch.setattr(wgan, "optimizer_step", watch)
-    wgan.train_step(G, critic, *opts, batches(5), 8, 0.01)
+    wgan.train_step(G, critic, *opts, classless(batches(5)), 8, 0.01)
     assert [needs for _, needs in fakes] == [False] * 5 + [True]
     assert len({tuple(z.flatten().tolist()) for z, _ in fakes}) == 6  # fresh latents each time
     assert not torch.equal(before[0], next(G.parameters()))
@@ -183,9 +188,9 @@ def test_n_critic_updates_per_generator_update_across_epochs_and_resumes(
         updates.append(len(opt.param_groups[0]["params"]))
         optimizer_step(opt, loss)
 
-    def note_batches(reals, **rest):
-        seen.extend(real.clone() for real in reals)
-        return train_step(reals=reals, **rest)
+    def note_batches(batches, **rest):
+        seen.extend(real.clone() for real, _ in batches)
+        return train_step(batches=batches, **rest)
 
     monkeypatch.setattr(wgan, "optimizer_step", note)
     monkeypatch.setattr(wgan, "train_step", note_batches)

@@ -135,7 +135,7 @@ def test_a_train_step_is_algorithm_1_written_out_by_hand(monkeypatch):
     monkeypatch.setattr(torch, "randn_like", lambda z: next(drawn))
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: next(mixed))
     opts = [torch.optim.SGD(net.parameters(), 0.01) for net in (G, critic)]
-    values = wgan_gp.train_step(G, critic, *opts, reals, 8, 10.0)
+    values = wgan_gp.train_step(G, critic, *opts, [(x, x.new_zeros(6, 0)) for x in reals], 8, 10.0)
 
     def descend(net, loss):
         parameters = list(net.parameters())
@@ -177,7 +177,8 @@ def test_the_critics_updates_leave_the_generators_gradients_alone(monkeypatch):
 
     G.forward = record
     monkeypatch.setattr(wgan_gp, "optimizer_step", watch)
-    wgan_gp.train_step(G, critic, *opts, torch.rand(5, 6, 3, 16, 16), 8, 10.0)
+    batches = [(x, torch.zeros(6, 0)) for x in torch.rand(5, 6, 3, 16, 16)]
+    wgan_gp.train_step(G, critic, *opts, batches, 8, 10.0)
     assert [needs for _, needs in fakes] == [False] * 5 + [True]
     assert len({tuple(z.flatten().tolist()) for z, _ in fakes}) == 6
 

@@ -165,10 +165,11 @@ def shipped(script, images, device, batch_size, precision="auto", channels_last=
         images = images.to(device)
     reals = torch.zeros(n_critic, batch_size, *images.shape[1:], dtype=torch.uint8, device=device)
     totals = torch.zeros(len(module.COLUMNS), device=device)
+    classes = torch.zeros(batch_size, 0, device=device)
     order, state = [], {"step": 0, "graph": None}
 
     def step():
-        totals.add_(train_step([module.to_input(real) for real in reals]))
+        totals.add_(train_step([(module.to_input(real), classes) for real in reals]))
         module.update_ema(G_ema, G, weight)
 
     def one():
