@@ -156,6 +156,9 @@ class Critic(nn.Module):
         self.main = nn.Sequential(*layers)
         self.embed = nn.Linear(classes, c[-1], bias=False) if classes else None
         self.apply(init_weights)
+        for layer in self.main:  # He et al. (arXiv 1502.01852): without a norm N(0, 0.02) fades
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, 0.2)
 
     def forward(self, x, y=None):
         h = self.main[:-1](x)  # (B, 256, 4, 4)
