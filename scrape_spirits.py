@@ -67,6 +67,7 @@ MAX_FAILURES = 10  # in a row; then the run stops
 SLOWEST = 1000  # bytes per second
 DAY = 86_400  # seconds in which an incomplete run continues without asking for changes
 MAX_PIXELS = 50_000_000
+FIELDS = "url file sha256 size width height mode status time fresh etag last_modified".split()
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "GIF": ".gif", "WEBP": ".webp"}
 SUFFIXES |= {"BMP": ".bmp", "AVIF": ".avif"}  # what browsers show
 
@@ -98,9 +99,8 @@ def list_pictures(web, args):
         pictures |= new
         if args.follow and following and new:  # a page without a new picture is the last
             pages.insert(0, following)
-    if not pictures:
-        reasons = "".join(f"\n    {url}: {reason}" for url, reason in failed.items())
-        raise SystemExit(f"no pictures found{reasons or '; --select CLASS names their elements'}")
+    if not pictures and not failed:
+        raise SystemExit("no pictures found; --select CLASS names their elements")
     return dict([*pictures.items()][: args.limit]), failed
 
 
@@ -109,83 +109,69 @@ def collect(url, fallback, floor, web, folder):
     Where `url` is a web page, `fallback` is collected instead."""
     if fallback and folder.records.get(url, {}).get("status") == "web page":
         return collect(fallback, None, floor, web, folder)
-    record = folder.settled(url, floor) or {}
-    tags = {"If-None-Match": record.get("etag"), "If-Modified-Since": record.get("last_modified")}
+    old = folder.settled(url, floor)
+    tags = {"If-None-Match": old.get("etag"), "If-Modified-Since": old.get("last_modified")}
     tags = {name: tag for name, tag in tags.items() if tag and re.fullmatch("[ -~]+", tag)}
-    if record and (not tags or time.time() - (record["fresh"] or 0) < DAY):
+    if old and (not tags or time.time() - (old["fresh"] or 0) < DAY):
         return "unchanged"
-    now = {"time": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()), "fresh": time.time()}
-    new = dict.fromkeys(FIELDS) | {"url": url} | now
     try:
         status, reply, body, _ = web.get(url, tags)
         if status == 304:
-            folder.add(record | now)
+            folder.add(old)
             return "unchanged"
-        if fallback and not record and re.match(rb"(?i)\W*<(!doctype )?html", body[:1000]):
-            folder.add(new | {"status": "web page"})
+        if fallback and not old and re.match(rb"(?i)\W*<(!doctype )?html", body[:1000]):
+            folder.add({"url": url, "status": "web page"})
             return collect(fallback, None, floor, web, folder)
-        suffix, width, height, mode = inspect(body)
+        new = inspect(url, body)
     except Failure as error:
-        if not record:  # otherwise the picture that was fetched before stays
-            folder.add(new | {"status": str(error)})
+        if not old:  # otherwise the picture that was fetched before stays
+            folder.add({"url": url, "status": str(error)})
         raise
-    sha256 = hashlib.sha256(body).hexdigest()
-    new |= {"sha256": sha256, "size": len(body), "width": width, "height": height, "mode": mode}
     new |= {"etag": reply.get("ETag"), "last_modified": reply.get("Last-Modified")}
-    if min(width, height) <= floor:
-        folder.add(new | {"status": "too small"})
+    if min(new["width"], new["height"]) <= floor:
+        folder.add(new | {"file": None, "status": "too small"})
         return "too small"
-    folder.add(new | {"status": "kept", "file": file_name(url, sha256, suffix)}, body)
-    return "unchanged" if sha256 == record.get("sha256") else "fetched"
+    folder.add(new, body)
+    return "unchanged" if new["sha256"] == old.get("sha256") else "fetched"
 
 
-def collect_all(pictures, web, folder):
-    """collect() for all: {address: what it returned or Failure}, and what stopped the run."""
-    outcomes, in_a_row, pool = {}, 0, ThreadPoolExecutor(web.args.workers)
+def scrape(pictures, failed, web, folder):
+    """Fetch what is missing, failures into `failed`, and sum up."""
+    least = len(pictures) * max(web.args.delay / web.args.workers, *web.gaps.values(), 0) / 60
+    show(f"{len(pictures):,} pictures into {folder.out}, in at least {least:.1f} min")
+    web.stored = sum(record["size"] for record in folder.records.values() if record["file"])
+    counts, in_a_row, stop, pool = Counter(), 0, None, ThreadPoolExecutor(web.args.workers)
     tasks = {pool.submit(collect, url, *how, web, folder): url for url, how in pictures.items()}
     try:
         for task in as_completed(tasks):
             url, error = tasks[task], task.exception()
             if error and not isinstance(error, Failure):  # a full disk, or the host asks to stop
                 raise error
-            outcomes[url] = error or task.result()
-            if len(outcomes) % 100 == 0:
-                show(f"{len(outcomes):,} of {len(pictures):,}")
-            if not error or error.status != "robots.txt":
-                in_a_row = in_a_row + 1 if error else 0
+            counts["failed" if error else task.result()] += 1
+            if counts.total() % 100 == 0:
+                show(f"{counts.total():,} of {len(pictures):,}")
+            if error:
+                failed[url] = str(error)
+            in_a_row = in_a_row + (error.status != "robots.txt") if error else 0
             if in_a_row == MAX_FAILURES:
                 raise SystemExit(f"stopped: {in_a_row} failures in a row, the last: {url}: {error}")
     except (SystemExit, KeyboardInterrupt) as error:
-        return outcomes, error
+        stop = error
     finally:
         web.stop.set()
         pool.shutdown(wait=False, cancel_futures=True)  # the folder refuses what comes later
-    return outcomes, None
-
-
-def scrape(pictures, failed, web, folder):
-    """Fetch what is missing and report; failures are added to `failed`."""
-    least = len(pictures) * max(web.args.delay / web.args.workers, *web.gaps.values(), 0) / 60
-    show(f"{len(pictures):,} pictures into {folder.out}, in at least {least:.1f} min")
-    web.stored = sum(record["size"] for record in folder.records.values() if record["file"])
-    outcomes, stop = collect_all(pictures, web, folder)
-    failed |= {url: str(out) for url, out in outcomes.items() if isinstance(out, Failure)}
-    counts = Counter(outcome for outcome in outcomes.values() if isinstance(outcome, str))
-    missing = len(pictures) - len(outcomes)
-    counts |= Counter({"failed": len(failed), "not tried": missing})
-    counts = ", ".join(f"{n:,} {what}" for what, n in counts.items())
-    show(f"{counts}: {web.requests:,} requests, {web.received / 1e6:,.1f} MB")
-    kept = finish(folder, pictures, not failed and not missing)
+    counts["not tried"] = len(pictures) - counts.total()
+    counts["failed"] = len(failed)  # pages, too
+    told = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
+    show(f"{told}: {web.requests:,} requests, {web.received / 1e6:,.1f} MB")
+    kept = finish(folder, pictures, not failed and not counts["not tried"])
     if kept:
         sizes = sorted((r["width"] * r["height"], f"{r['width']}x{r['height']}") for r in kept)
         modes = Counter(record["mode"] for record in kept).most_common()
         modes = ", ".join(f"{n:,} {mode}" for mode, n in modes)
         show(f"{len(kept):,} pictures of {sizes[0][1]} to {sizes[-1][1]} pixels, {modes}")
     if kept and not isinstance(stop, KeyboardInterrupt):
-        out = folder.out if folder.out.name.strip(".") else folder.out.resolve()
-        path, sheet = out.parent / f"{out.name}-contact.png", contact_sheet(out, kept)
-        atomic_write(path, lambda file: sheet.save(file, "PNG"))
-        show(f"contact sheet: {path}")
+        show(f"contact sheet: {contact_sheet(folder.out, kept)}")
     if stop:
         raise stop
 
@@ -234,9 +220,8 @@ def best_image(node):
 
     def largest(name):
         text = " , ".join(attrs.get(name, "") for attrs in [*node.sources, node.attrs])
-        found = re.findall(r"([^\s,](?:\S*[^\s,])?)(?:\s+([^,]*))?", text)
-        sizes = [float((re.findall(r"(\d+\.?\d*)[wx]", size) or [1])[0]) for _, size in found]
-        return [link for _, (link, _) in sorted(zip(sizes, found), key=lambda pair: -pair[0])]
+        found = re.findall(r"([^\s,](?:\S*[^\s,])?)(?:\s[^,]*?\b(\d+(?:\.\d+)?)[wx])?[^,]*", text)
+        return [link for link, size in sorted(found, key=lambda pair: -float(pair[1] or 1))]
 
     *lazy, src = map(node.attrs.get, ("data-original", "data-lazy-src", "data-src", "src"))
     links = [*largest("data-srcset"), *lazy, *largest("srcset"), src]
@@ -409,7 +394,8 @@ def may_fetch(rules, path):
 
 
 def request(url, headers, web):
-    """One request: (status, headers, body); OSError, HTTPException or zlib.error."""
+    """One request: (status, headers, body: whole, unpacked, within the limits). Another try may
+    help after OSError, HTTPException and zlib.error."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     with closing(kind(parts.netloc, timeout=web.args.timeout)) as connection:
@@ -485,25 +471,25 @@ def connect(own, address, timeout, source=None):
 
 # ---- Pictures and folder -------------------------------------------------------------------------
 
-FIELDS = "url file sha256 size width height mode status time fresh etag last_modified".split()
 
-
-def inspect(body):
-    """(suffix, width, height, mode) of a whole picture. Failure says why it is none."""
+def inspect(url, body):
+    """The record of a whole picture. Failure says why it is none."""
     Image.init()
     formats = [name for name in SUFFIXES if name in Image.OPEN]
     try:
-        with Image.open(io.BytesIO(body), formats=formats) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels are too many")
-            image.verify()  # checksums, which load() does not look at
-        with Image.open(io.BytesIO(body), formats=formats) as image:
-            image.load()
-            return SUFFIXES[image.format], *image.size, image.mode
+        for check in ("verify", "load"):  # the checksums, which load() does not look at; the pixels
+            with Image.open(io.BytesIO(body), formats=formats) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width}x{image.height} pixels are too many")
+                getattr(image, check)()
     except Image.UnidentifiedImageError:
         raise Failure(f"not a picture: it begins with {body[:20]!r}")
     except Exception as error:  # on a damaged file Pillow raises nearly anything
         raise Failure(f"a damaged picture ({first_line(error)})")
+    sha256 = hashlib.sha256(body).hexdigest()
+    name = file_name(url, sha256, SUFFIXES[image.format])
+    record = {"url": url, "file": name, "sha256": sha256, "size": len(body), "status": "kept"}
+    return record | {"width": image.width, "height": image.height, "mode": image.mode}
 
 
 def file_name(url, sha256, suffix):
@@ -516,15 +502,17 @@ def file_name(url, sha256, suffix):
 
 
 def contact_sheet(out, records, side=48):
-    """One RGB image with the pictures of the records, center squares on white, 50 x 50 at most."""
+    """Draw center squares of the pictures, 50 x 50 at most, into one image beside the folder."""
     columns = math.ceil(math.sqrt(len(records := records[:2500])))
-    size = (columns * side, math.ceil(len(records) / columns) * side)
-    sheet = Image.new("RGB", size, "white")
+    sheet = Image.new("RGB", (columns * side, math.ceil(len(records) / columns) * side), "white")
     for i, record in enumerate(records):
         with suppress(Exception), Image.open(out / record["file"]) as image:
             cell = ImageOps.fit(image.convert("RGBA"), (side, side))
             sheet.paste(cell, (i % columns * side, i // columns * side), cell)
-    return sheet
+    out = out if out.name.strip(".") else out.resolve()
+    path = out.parent / f"{out.name}-contact.png"
+    atomic_write(path, lambda file: sheet.save(file, "PNG"))
+    return path
 
 
 class Folder:
@@ -553,21 +541,22 @@ class Folder:
             leftover.unlink()
 
     def settled(self, url, floor=0):
-        """The record of a picture that is whole, or known to be too small; else None."""
-        record = self.records.get(url)
-        if record and record["file"]:
+        """The record of a picture that is whole, or known to be too small; else {}."""
+        record, whole = self.records.get(url) or dict.fromkeys(FIELDS), False
+        if record["file"]:
             with suppress(OSError):
                 body = (self.out / record["file"]).read_bytes()
-                return record if hashlib.sha256(body).hexdigest() == record["sha256"] else None
-        elif record and record["width"] and min(record["width"], record["height"]) <= floor:
-            return record
+                whole = hashlib.sha256(body).hexdigest() == record["sha256"]
+        elif record["width"]:
+            whole = min(record["width"], record["height"]) <= floor
+        return record if whole else {}
 
     def add(self, record, body=None):
-        """Write a record and its file, all or nothing."""
+        """Write a record, with the time, and its file, all or nothing."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+        record = dict.fromkeys(FIELDS) | record | {"time": stamp, "fresh": time.time()}
         with self.lock:
-            if self.file.closed:  # the run has ended meanwhile
-                raise SystemExit("stopped")
-            self.file.write(json.dumps(record).encode() + b"\n")
+            self.file.write(json.dumps(record).encode() + b"\n")  # closed when the run has ended
             if body is not None:
                 atomic_write(self.out / record["file"], lambda file: file.write(body))
                 self.names.add(record["file"])
@@ -581,10 +570,9 @@ class Folder:
 def finish(folder, pictures, complete):
     """Keep each picture once, under the first of its addresses; the records of those kept.
     After a complete run no record is fresh any more: the next one asks the hosts again."""
+    order = dict.fromkeys(url for link, (image, _) in pictures.items() for url in (link, image))
     with folder.lock:
-        order = [url for link, (image, _) in pictures.items() for url in (link, image)]
-        order = [url for url in dict.fromkeys([*order, *folder.records]) if url in folder.records]
-        records, kept = [folder.records[url] for url in order], {}
+        records, kept = [record for record in (order | folder.records).values() if record], {}
         for record in records:
             record["fresh"] = None if complete else record["fresh"]
             if record["file"] and (folder.out / record["file"]).exists():
@@ -675,10 +663,10 @@ def parse_args(argv=None):
     """The checked flags, addresses quoted."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    for url in args.url:
-        if not resolve("", url):
-            parser.error(f"--url {url}: not an address that begins with http:// or https://")
-    args.url = list(dict.fromkeys(resolve("", url) for url in args.url))
+    addresses = {resolve("", url): url for url in args.url}
+    if None in addresses:
+        parser.error(f"--url {addresses[None]}: not an address that begins with http(s)://")
+    args.url = [*addresses]
     if args.select is not None and not args.select.split():
         parser.error("--select: name a class")
     for name in ("limit", "workers", "min_side", "delay", "timeout", "max_file", "max_total"):
@@ -691,15 +679,16 @@ def parse_args(argv=None):
 def main(argv=None):
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a console may lack a letter of a path
-    args, before, folder = parse_args(argv), {}, None
+    args, folder = parse_args(argv), None
 
     def interrupt(number, frame):
         raise KeyboardInterrupt(number)
 
-    if threading.current_thread() is threading.main_thread():
-        numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
-        numbers = [n for n in numbers if n and signal.getsignal(n) == signal.SIG_DFL]  # not nohup
-        before = {number: signal.signal(number, interrupt) for number in numbers}
+    in_main = threading.current_thread() is threading.main_thread()
+    numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    numbers = [n for n in numbers if in_main and signal.getsignal(n) == signal.SIG_DFL]  # no nohup
+    for number in numbers:
+        signal.signal(number, interrupt)
     try:
         folder, web = None if args.dry_run else Folder(Path(args.out)), Web(args)
         pictures, failed = list_pictures(web, args)
@@ -717,8 +706,8 @@ def main(argv=None):
         show("stopped; the same command continues")
         raise SystemExit(128 + (stop.args or (signal.SIGINT,))[0])
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
         if folder:
             folder.close()
     if failed:

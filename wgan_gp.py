@@ -155,10 +155,7 @@ class Critic(nn.Module):
         layers += [nn.Conv2d(c[-1], 1, b, 1, 0)]  # (B, 1, 1, 1)
         self.main = nn.Sequential(*layers)
         self.embed = nn.Linear(classes, c[-1], bias=False) if classes else None
-        self.apply(init_weights)
-        for layer in self.main:  # He et al. (arXiv 1502.01852): without a norm N(0, 0.02) fades
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, 0.2)
+        # PyTorch's own initial weights: without a norm N(0, 0.02) fades from layer to layer
 
     def forward(self, x, y=None):
         h = self.main[:-1](x)  # (B, 256, 4, 4)
