@@ -171,9 +171,11 @@ def frechet_distance(mu1, root1, mu2, root2):
     """
     m = root1 @ root2.T
     m = m @ m.T if len(m) <= m.shape[1] else m.T @ m
+    apart = ((mu1 - mu2) ** 2).sum() + (root1**2).sum() + (root2**2).sum()
+    if not np.isfinite(apart + m.sum()):
+        raise SystemExit("these statistics are too large: their distance is not finite")
     nuclear = np.sqrt(scipy.linalg.eigvalsh(m).clip(0)).sum()
-    squared = ((mu1 - mu2) ** 2).sum() + (root1**2).sum() + (root2**2).sum() - 2 * nuclear
-    return max(0.0, float(squared))  # rounding may lead below 0
+    return max(0.0, float(apart - 2 * nuclear))  # rounding may lead below 0
 
 
 def square_root(sigma):
@@ -336,18 +338,19 @@ def load_stats(path, args):
     """The Stats in an .npz of pytorch-fid's or this script's; None where it holds other arrays."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("mu", "sigma", "n", "weights") if key in file}
+            arrays = {key: file[key] for key in ("mu", "sigma") if key in file}
+            n = int(file["n"]) if "n" in file else None
+            weights = str(file["weights"].item()) if "weights" in file else None
     except Exception as error:  # zipfile and zlib raise nearly anything on a damaged file
         raise SystemExit(f"{path}: cannot be read ({first_line(error)})")
     if not {"mu", "sigma"} <= arrays.keys():
         return None
-    mu, sigma, n, weights = (arrays.get(key) for key in ("mu", "sigma", "n", "weights"))
+    mu, sigma = arrays["mu"], arrays["sigma"]
     if mu.shape != (args.dims,) or sigma.shape != (args.dims, args.dims):
         raise SystemExit(f"{path}: statistics of width {mu.size}: they take --dims {mu.size}")
     good = mu.dtype.kind == sigma.dtype.kind == "f" and np.isfinite(mu).all()
     if not (good and np.isfinite(sigma).all() and np.allclose(sigma, sigma.T)):
         raise SystemExit(f"{path}: mu and sigma are not a finite mean and a symmetric covariance")
-    n, weights = (None if value is None else value.item() for value in (n, weights))
     check_number(path, FEW if n is None else n, args)
     mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
     return Stats(n, mu, sigma, square_root(sigma), weights)
@@ -367,8 +370,8 @@ def statistics(images, net, digits, args, keep, cached=False):
         return images
     key = json.dumps([images.key, args.size, args.dims, digits, args.precision])
     path = Path(args.cache, f"fid-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz")
-    if cached and not keep and path.exists():
-        return load_stats(path, args)
+    if cached and not keep and path.exists() and (stats := load_stats(path, args)):
+        return stats
     stats = measure(images, net, args, keep)._replace(weights=digits)
     if cached and not args.rank:
         try:
@@ -599,8 +602,7 @@ def atomic_write(path, write):
         kept = "the previous version is intact" if path.exists() else "nothing was written"
         raise SystemExit(f"{path}: cannot be written ({first_line(error)}); {kept}")
     finally:
-        if partial.exists():
-            partial.unlink()
+        partial.unlink(missing_ok=True)
 
 
 # ---- Generators (same in fid.py, interpolate.py) -------------------------------------------------
@@ -645,7 +647,8 @@ def load_generator(path, raw=False, key=None, build=from_shapes):
         words = "of layers (b, 1, 0), then (4, 2, 1), as in pytorch/examples"
     if isinstance(tree, dict) and {"format", "script", "generator"} <= tree.keys():
         if not isinstance(tree["format"], int) or tree["format"] > FORMAT:
-            raise SystemExit(f"{path}: format {tree['format']}, newer than this script can read")
+            newer = f"format {first_line(tree['format'])}, newer than this script can read"
+            raise SystemExit(f"{path}: {newer}")
         options, info = tree["generator"], {name: tree.get(name) for name in info}
         words, classes = f"of {info['script']}, epoch {info['epoch']}", tree.get("classes", [])
         key = key or ("G" if raw or "G_ema" not in tree else "G_ema")
@@ -707,12 +710,13 @@ def first_layer(G):
 
 
 def flatten(tree, prefix=""):
-    """(dotted name, tensor) of each tensor in nested dicts; torch.compile's prefix is taken off."""
-    for name, value in tree.items() if isinstance(tree, dict) else ():
-        if torch.is_tensor(value):
-            yield f"{prefix}{name}".replace("_orig_mod.", ""), value
-        else:
+    """(dotted name, tensor) of each tensor in nested dicts; torch.compile's prefix is taken off.
+    Left out: tensors that repeat their numbers, and what lies deeper, as in dicts in themselves."""
+    for name, value in tree.items() if isinstance(tree, dict) and prefix.count(".") < 9 else ():
+        if not torch.is_tensor(value):
             yield from flatten(value, f"{prefix}{name}.")
+        elif value.is_sparse or value.untyped_storage().nbytes() >= value.nbytes:
+            yield f"{prefix}{name}".replace("_orig_mod.", ""), value
 
 
 def read_weights(path):
@@ -749,7 +753,7 @@ Source = namedtuple("Source", "key items labels names read")  # read(i): the i-t
 def open_data(data, size, cache):
     """The Source of a data name or a path; SystemExit says what is wrong with it."""
     path, known = Path(data), data in NAMES or data.startswith("lsun-")
-    if known and path.exists():
+    if known and os.path.exists(data):
         say(f"{data}: taken for the data set of that name; write ./{data} for the folder")
     if data == "sprites":
         kinds = np.arange(2048) % 4
@@ -985,7 +989,7 @@ def parse_args(argv=None):
     for path, suffixes in outputs.items():
         if suffixes and Path(path).suffix not in suffixes.split():
             parser.error(f"{path}: its name must end in {suffixes.replace(' ', ' or ')}")
-        folder = next(p for p in Path(path).absolute().parents if p.exists())
+        folder = next(p for p in Path(path).absolute().parents if os.path.exists(p))
         if os.path.isdir(path) or not folder.is_dir() or not os.access(folder, os.W_OK):
             parser.error(f"{path}: cannot be written: a folder, or in none that can be written to")
     if Path(args.plot or "").suffix == ".png" and not find_spec("matplotlib"):

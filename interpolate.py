@@ -316,7 +316,8 @@ def load_generator(path, raw=False, key=None, build=from_shapes):
         words = "of layers (b, 1, 0), then (4, 2, 1), as in pytorch/examples"
     if isinstance(tree, dict) and {"format", "script", "generator"} <= tree.keys():
         if not isinstance(tree["format"], int) or tree["format"] > FORMAT:
-            raise SystemExit(f"{path}: format {tree['format']}, newer than this script can read")
+            newer = f"format {first_line(tree['format'])}, newer than this script can read"
+            raise SystemExit(f"{path}: {newer}")
         options, info = tree["generator"], {name: tree.get(name) for name in info}
         words, classes = f"of {info['script']}, epoch {info['epoch']}", tree.get("classes", [])
         key = key or ("G" if raw or "G_ema" not in tree else "G_ema")
@@ -378,12 +379,13 @@ def first_layer(G):
 
 
 def flatten(tree, prefix=""):
-    """(dotted name, tensor) of each tensor in nested dicts; torch.compile's prefix is taken off."""
-    for name, value in tree.items() if isinstance(tree, dict) else ():
-        if torch.is_tensor(value):
-            yield f"{prefix}{name}".replace("_orig_mod.", ""), value
-        else:
+    """(dotted name, tensor) of each tensor in nested dicts; torch.compile's prefix is taken off.
+    Left out: tensors that repeat their numbers, and what lies deeper, as in dicts in themselves."""
+    for name, value in tree.items() if isinstance(tree, dict) and prefix.count(".") < 9 else ():
+        if not torch.is_tensor(value):
             yield from flatten(value, f"{prefix}{name}.")
+        elif value.is_sparse or value.untyped_storage().nbytes() >= value.nbytes:
+            yield f"{prefix}{name}".replace("_orig_mod.", ""), value
 
 
 def read_weights(path):
@@ -480,8 +482,7 @@ def atomic_write(path, write):
         kept = "the previous version is intact" if path.exists() else "nothing was written"
         raise SystemExit(f"{path}: cannot be written ({first_line(error)}); {kept}")
     finally:
-        if partial.exists():
-            partial.unlink()
+        partial.unlink(missing_ok=True)
 
 
 # ---- Options -------------------------------------------------------------------------------------
@@ -548,7 +549,7 @@ def parse_args(argv=None):
     args.out = args.out or Path(f"{args.kind}.png")
     suffix = args.out.suffix.lower()
     known = {"interpolation": ".png .gif .webp", "samples": ".png .npz"}.get(args.kind, ".png")
-    args.folder = args.kind == "samples" and (not suffix or args.out.is_dir())
+    args.folder = args.kind == "samples" and (not suffix or os.path.isdir(args.out))
     if suffix not in known.split() and not args.folder:
         parser.error(f"--out {args.out}: takes {known}" + ", or a folder" * bool(args.samples))
     if args.steps is None:

@@ -360,6 +360,13 @@ def load_checkpoint(args):
             kind = "checkpoint" if "opt_G" in saved else "snapshot"
             raise ValueError(f"a {kind} of {saved['script']}, format {saved['format']}")
         saved.setdefault("classes", [])  # which older ones do not have
+        for name, value in vars(build_parser().parse_args([])).items():
+            kinds = [[*map(type, np.ravel(v))] for v in (value, saved["args"].get(name, value))]
+            if value is not None and kinds[0] != kinds[1]:
+                raise ValueError(f"a flag {name} of another type")
+        columns = ("epoch", "step", "images", "seconds", *COLUMNS)
+        if saved["step"] not in range(2**63) or {*map(tuple, saved["log"])} - {columns}:
+            raise ValueError("a step or a log of another kind")
     except Exception as error:  # on a damaged file torch.load raises nearly anything
         reason = f"no checkpoint of {SCRIPT}, format {FORMAT}, to go on from ({first_line(error)})"
         raise SystemExit(f"{path}: {reason}; nothing in it was run")
@@ -379,6 +386,12 @@ def start_run(state, saved, images, args, device_name):
         try:
             if isinstance(part, torch.optim.Optimizer):  # --lr and --betas may be new
                 part.load_state_dict(part.state_dict() | {"state": saved[name]["state"]})
+                means = ("exp_avg", "exp_avg_sq") if "betas" in part.defaults else ("square_avg",)
+                for p, kept in part.state.items():
+                    if {k: x.shape for k, x in kept.items()} != dict.fromkeys(means, p.shape) | {
+                        "step": ()
+                    }:
+                        raise ValueError("not the means of its gradients")
             elif isinstance(part, nn.Module):
                 part.load_state_dict(saved[name])
             elif name == "classes" and saved[name] != part:
@@ -441,10 +454,10 @@ def end_epoch(state, args, last):
     row = {"epoch": epoch, "step": state["step"], "images": images}
     row |= {"seconds": round(state["seconds"], 1)} | dict(zip(COLUMNS, means.tolist()))
     state["log"].append(row)
-    left = state["seconds"] * (last / state["step"] - 1)
+    left = round(state["seconds"] * (last / state["step"] - 1))
     shown = "  ".join(f"{name} {row[name]:.3f}" for name in COLUMNS)
     shown += f"  {images / state['seconds']:,.0f} images/s"
-    say(f"epoch {epoch:>3}/{args.epochs}  {shown}  {left // 60:.0f}:{left % 60:02.0f} left")
+    say(f"epoch {epoch:>3}/{args.epochs}  {shown}  {left // 60}:{left % 60:02} left")
     if not FIRST:
         return
     table = [row.keys(), *(row.values() for row in state["log"])]
@@ -554,8 +567,7 @@ def atomic_write(path, write):
         kept = "the previous version is intact" if path.exists() else "nothing was written"
         raise SystemExit(f"{path}: cannot be written ({first_line(error)}); {kept}")
     finally:
-        if partial.exists():
-            partial.unlink()
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -593,7 +605,7 @@ def load_data(data, size, classes=None, cache="data", skip_corrupt=False):
             with source.read(i) as image:
                 return to_rgb(image, size).tobytes()
         except Exception as error:  # on a damaged file Pillow raises nearly anything
-            bad[i] = f"\n    {source.items[i]}: {first_line(error)}"
+            bad[i] = f"\n    {first_line(source.items[i])}: {first_line(error)}"
             return b""
 
     def decode(file):
@@ -615,7 +627,7 @@ def load_data(data, size, classes=None, cache="data", skip_corrupt=False):
     with locked(Path(cache), 86400) if writable else nullcontext(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # for all threads: of Pillow, and of torch, "not writable"
         source = open_data(str(data), size, cache)
-        wanted = {*(classes or source.names)}
+        wanted = {*map(str, classes or source.names)}
         if unknown := " ".join(sorted(wanted - {*source.names})):
             raise SystemExit(f"--classes {unknown}: not in {data} ({' '.join(source.names[:100])})")
         keep = np.flatnonzero(np.take([n in wanted for n in source.names], source.labels)).tolist()
@@ -646,7 +658,7 @@ def conditions(labels, names, args):
 def open_data(data, size, cache):
     """The Source of a data name or a path; SystemExit says what is wrong with it."""
     path, known = Path(data), data in NAMES or data.startswith("lsun-")
-    if known and path.exists():
+    if known and os.path.exists(data):
         say(f"{data}: taken for the data set of that name; write ./{data} for the folder")
     if data == "sprites":
         kinds = np.arange(2048) % 4
@@ -933,3 +945,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        sys.exit(f"{first_line(error)}: try a smaller --batch-size, --size, --g-width or --d-width")
