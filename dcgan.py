@@ -380,11 +380,14 @@ def load_checkpoint(args):
             raise ValueError(f"a {kind} of {saved['script']}, format {saved['format']}")
         saved.setdefault("classes", [])  # which older ones do not have
         for name, value in vars(build_parser().parse_args([])).items():
-            kinds = [[*map(type, np.ravel(v))] for v in (value, saved["args"].get(name, value))]
+            both = value, saved["args"].get(name, value)
+            kinds = [[*map(type, v)] if type(v) is list else type(v) for v in both]
             if value is not None and kinds[0] != kinds[1]:
                 raise ValueError(f"a flag {name} of another type")
-        columns = ("epoch", "step", "images", "seconds", *COLUMNS)
-        if saved["step"] not in range(2**63) or {*map(tuple, saved["log"])} - {columns}:
+        columns = ["epoch", "step", "images", "seconds", *COLUMNS]
+        step, log = saved["step"], saved["log"]
+        known = type(step) is int and step >= 0 and type(log) is list
+        if not known or any(type(row) is not dict or [*row] != columns for row in log):
             raise ValueError("a step or a log of another kind")
     except Exception as error:  # on a damaged file torch.load raises nearly anything
         reason = f"no checkpoint of {SCRIPT}, format {FORMAT}, to go on from ({first_line(error)})"

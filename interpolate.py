@@ -265,6 +265,8 @@ def write_folder(folder, n, batches, made_by):
     def save(seed, image):
         atomic_write(folder / names[seed], lambda file: enlarge(image, 1).save(file, "PNG"))
 
+    for left in folder.glob(".*.tmp"):  # by a process that was killed
+        left.unlink()
     todo, written = [seed for seed in range(n) if names[seed] not in there], ()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for seeds, images in batches(todo):  # made while threads write those before them

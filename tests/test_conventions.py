@@ -209,7 +209,7 @@ def test_help_is_the_man_page(script):
 
 def commands(text):
     """The `python SCRIPT.py ...` commands of a page or a docstring, without comments."""
-    for line in text.splitlines():
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
         for part in line.split("&&"):
             match = re.match(r"\s*(?:uv run|python) (\w+\.py)\b(.*)", part)
             if match:
