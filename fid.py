@@ -602,7 +602,8 @@ def atomic_write(path, write):
         kept = "the previous version is intact" if path.exists() else "nothing was written"
         raise SystemExit(f"{path}: cannot be written ({first_line(error)}); {kept}")
     finally:
-        partial.unlink(missing_ok=True)
+        if os.path.exists(partial):
+            partial.unlink()
 
 
 # ---- Generators (same in fid.py, interpolate.py) -------------------------------------------------

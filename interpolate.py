@@ -484,7 +484,8 @@ def atomic_write(path, write):
         kept = "the previous version is intact" if path.exists() else "nothing was written"
         raise SystemExit(f"{path}: cannot be written ({first_line(error)}); {kept}")
     finally:
-        partial.unlink(missing_ok=True)
+        if os.path.exists(partial):
+            partial.unlink()
 
 
 # ---- Options -------------------------------------------------------------------------------------
@@ -548,6 +549,8 @@ def parse_args(argv=None):
     for flag in " ".join(uses.values()).split():
         if flag not in uses[args.kind].split() and getattr(args, flag) != parser.get_default(flag):
             parser.error(f"--{flag}: has no effect on {args.kind}")
+    if args.arithmetic == []:  # what argparse makes of "--"
+        parser.error("--arithmetic: takes a sum of seeds")
     args.out = args.out or Path(f"{args.kind}.png")
     suffix = args.out.suffix.lower()
     known = {"interpolation": ".png .gif .webp", "samples": ".png .npz"}.get(args.kind, ".png")

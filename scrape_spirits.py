@@ -537,7 +537,8 @@ class Folder:
         self.records = {record["url"]: record for record in records}
         self.names = {record["file"] for record in records if record["file"]}
         self.file.write(b"\n")  # ends a line that was cut
-        for leftover in out.glob(".*.tmp"):  # of a run that was killed
+        sheets = out.resolve().parent.glob(f".{out.resolve().name}-contact.png.*.tmp")
+        for leftover in [*out.glob(".*.tmp"), *sheets]:  # of a run that was killed
             leftover.unlink()
 
     def settled(self, url, floor=0):
@@ -627,7 +628,8 @@ def atomic_write(path, write):
         kept = "the previous version is intact" if path.exists() else "nothing was written"
         raise SystemExit(f"{path}: cannot be written ({first_line(error)}); {kept}")
     finally:
-        partial.unlink(missing_ok=True)
+        if os.path.exists(partial):
+            partial.unlink()
 
 
 # fmt: off

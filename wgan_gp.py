@@ -403,11 +403,11 @@ def start_run(state, saved, images, args, device_name):
                 state[name] = (
                     type(part)(saved[name]) if name != "totals" else part.copy_(saved[name])
                 )
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # of a value of any kind
             reason = f"{name} does not fit this run ({first_line(error)})"
             raise SystemExit(f"{args.out}/checkpoint.pt: {reason}")
-    if state["images"].get("count") != len(images):
-        was = f"not the {state['images'].get('count')} of the run in {args.out}"
+    if (count := first_line(state["images"].get("count"))) != str(len(images)):
+        was = f"not the {count} of the run in {args.out}"
         raise SystemExit(f"--data {args.data}: has {len(images)} images, {was}")
     if state["images"] != known:
         say(f"--data {args.data}: other images than before; the run goes on with these")
@@ -570,7 +570,8 @@ def atomic_write(path, write):
         kept = "the previous version is intact" if path.exists() else "nothing was written"
         raise SystemExit(f"{path}: cannot be written ({first_line(error)}); {kept}")
     finally:
-        partial.unlink(missing_ok=True)
+        if os.path.exists(partial):
+            partial.unlink()
 
 
 @contextmanager
