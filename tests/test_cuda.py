@@ -125,6 +125,15 @@ def test_a_replayed_step_is_one_that_python_runs(taped, run, script, flags):
     assert same(plain, replayed)
 
 
+def test_a_replayed_step_iterates_the_spectral_norm(taped, run):
+    plain = run(importlib.import_module("dcgan"), "plain", "--d-norm", "spectral", "--epochs", 3)
+    tapes = taped(importlib.import_module("dcgan"))
+    replayed = run(
+        importlib.import_module("dcgan"), "replayed", "--d-norm", "spectral", "--epochs", 3
+    )
+    assert len(tapes) == 1 and same(plain, replayed)
+
+
 def test_a_replayed_run_stopped_in_mid_epoch_goes_on_to_the_same_end(taped, run, monkeypatch):
     module = importlib.import_module("wgan_gp")
     flags = ["--epochs", 6, "--n-critic", 2]
