@@ -701,12 +701,10 @@ def check_generator(G, path):
 def first_layer(G):
     """z_dim and the matrix A (outputs, z_dim), float64, of the layer that a latent enters first."""
     for m in G.modules():
-        if isinstance(m, nn.Linear):
-            return m.in_features, m.weight.detach().cpu().double()
-        if isinstance(m, nn.ConvTranspose2d):
-            return m.in_channels, m.weight.detach().cpu().double().flatten(1).T
-        if isinstance(m, nn.Conv2d):
-            return m.in_channels, m.weight.detach().cpu().double().transpose(0, 1).flatten(1).T
+        if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            A = m.weight.detach().cpu().double()
+            A = A if isinstance(m, nn.ConvTranspose2d) else A.transpose(0, 1)
+            return len(A), A.flatten(1).T
     raise SystemExit("the generator has no linear or convolutional layer that a latent could enter")
 
 
@@ -722,9 +720,7 @@ def flatten(tree, prefix=""):
 
 def read_weights(path):
     """What torch.save wrote to a file, on the CPU, without running code from it."""
-    if os.path.isdir(path):
-        inside = Path(path, "checkpoint.pt")
-        raise SystemExit(f"{path}: a folder; name a file in it, such as {inside}")
+    path = Path(path, "checkpoint.pt") if os.path.isdir(path) else path
     try:
         with warnings.catch_warnings():  # of a foreign pickle's protocol
             warnings.simplefilter("ignore")

@@ -173,10 +173,7 @@ def evaluate(node, latent):
 def expression(text):
     """A checked expression in Python's syntax, never run; errors have a caret under the fault."""
     text = " ".join(text.split())
-    odd = next((i for i, letter in enumerate(text) if not letter.isascii()), None)
     try:
-        if odd is not None:  # such as a typographic minus, which Pythons point at differently
-            raise SyntaxError("not understood", ("", 1, odd + 1, text))
         evaluate(ast.parse(text, mode="eval").body, lambda seed: torch.zeros(1))
     except (RecursionError, MemoryError):
         raise argparse.ArgumentTypeError("too deeply nested")
@@ -371,12 +368,10 @@ def check_generator(G, path):
 def first_layer(G):
     """z_dim and the matrix A (outputs, z_dim), float64, of the layer that a latent enters first."""
     for m in G.modules():
-        if isinstance(m, nn.Linear):
-            return m.in_features, m.weight.detach().cpu().double()
-        if isinstance(m, nn.ConvTranspose2d):
-            return m.in_channels, m.weight.detach().cpu().double().flatten(1).T
-        if isinstance(m, nn.Conv2d):
-            return m.in_channels, m.weight.detach().cpu().double().transpose(0, 1).flatten(1).T
+        if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            A = m.weight.detach().cpu().double()
+            A = A if isinstance(m, nn.ConvTranspose2d) else A.transpose(0, 1)
+            return len(A), A.flatten(1).T
     raise SystemExit("the generator has no linear or convolutional layer that a latent could enter")
 
 
@@ -392,9 +387,7 @@ def flatten(tree, prefix=""):
 
 def read_weights(path):
     """What torch.save wrote to a file, on the CPU, without running code from it."""
-    if os.path.isdir(path):
-        inside = Path(path, "checkpoint.pt")
-        raise SystemExit(f"{path}: a folder; name a file in it, such as {inside}")
+    path = Path(path, "checkpoint.pt") if os.path.isdir(path) else path
     try:
         with warnings.catch_warnings():  # of a foreign pickle's protocol
             warnings.simplefilter("ignore")
@@ -496,43 +489,39 @@ def build_parser():
     parser = argparse.ArgumentParser(prog="interpolate.py", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", type=Path, help="file of a generator, see above")
+    add("checkpoint", metavar="CHECKPOINT", type=Path, help="file of a generator, or a run folder")
     add("--raw", action="store_true", help="the raw generator of a checkpoint.pt, not its EMA")
-    add("--key", metavar="NAME", help="which state dict of the file is the generator, where it "
-        "holds several; the message that asks for it lists them")
+    add("--key", metavar="NAME", help="which state dict of the file, where several fit")
     add("--generator", metavar="FILE.py:CLASS",
         help="run FILE and load the state dict into its CLASS, which is called with the trainer's "
              "arguments or none and maps (B, z_dim) or (B, z_dim, 1, 1) to images in [-1, 1]")
     add("--class", dest="classes", nargs="+", metavar="NAME",
-        help="of a conditional generator: these by turns, row by row or sample by sample; other "
-             "pictures are of the first (default: all of its classes)")
+        help="of a conditional generator: by turns, or the first where one will do (default all)")
     add("--out", type=Path, metavar="PATH",
         help=".png; interpolation also .gif, .webp; --samples also .npz, folder (default KIND.png)")
-    add("--device", default="auto", metavar="NAME",
-        help="auto, cpu, cuda, cuda:1, mps (default auto: cuda, else mps, else cpu)")
-    add("--batch-size", type=int, default=64, metavar="N",
-        help="images made at a time: more is faster on a GPU, with the same images (default 64)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps")
+    add("--batch-size", type=int, default=64, metavar="N", help="images made at a time")
     kind = parser.add_mutually_exclusive_group().add_argument
     kind("--arithmetic", type=expression, metavar="EXPR",
-        help="instead of interpolation a sum of seeds, such as \"(3,5,8)-17+0.5*(42-43)\": "
-             "(a, b, ...) is the mean (--arithmetic=-3+17 for a leading minus)")
+        help="a sum of seeds, such as \"(3,5,8)-17+0.5*(42-43)\", (a, b, ...) being their mean")
     kind("--grid", type=seed_list, metavar="A,B,C", help="the plane through three seeds")
     kind("--traverse", type=seed_list, metavar="SEED", help="move along a direction per row")
     kind("--samples", type=int, metavar="N", help="the images of seeds 0 to N-1")
 
-    add("--seeds", type=seed_list, default=[*range(6)],
-        help="seeds to interpolate between, in turn, such as 3,17,42 or 0-5 (default 0-5)")
+    add("--seeds", type=seed_list, default=[*range(6)], metavar="A,B-C", help="to interpolate "
+        "between, in turn (default 0-5)")
     add("--between", nargs=2, metavar="NAME", help="from one class to another, a seed per row")
     add("--steps", type=int, help="images from end to end (default 9, in an animation 30)")
     add("--path", choices=("slerp", "lerp"), default="slerp",
-        help="slerp is the arc, lerp the straight line, whose middle is too short (default slerp)")
+        help="the arc, or the straight line, whose middle is too short")
     add("--loop", action="store_true", help="go back from the last seed to the first")
-    add("--fps", type=int, default=20, help="images per second of an animation (default 20)")
-    add("--dims", type=int, default=5, help="directions of --traverse, one per row (default 5)")
-    add("--basis", choices=("sefa", "axes"), default="sefa",
-        help="directions: sefa, what moves G's first layer most, or axes of z (default sefa)")
-    add("--span", type=float, default=4.0,
-        help="--traverse goes so many standard deviations of z to either side (default 4)")
+    add("--fps", type=int, default=20, help="images per second of an animation")
+    add("--dims", type=int, default=5, help="directions of --traverse, one per row")
+    add("--basis", choices=("sefa", "axes"), default="sefa", help="what moves G most, or z's axes")
+    add("--span", type=float, default=4.0, help="--traverse goes from -SPAN to SPAN")
+    for action in parser._actions:
+        if type(action.default) in (str, int, float) and action.default != argparse.SUPPRESS:
+            action.help += " (default %(default)s)"
     return parser
 
 
@@ -549,8 +538,6 @@ def parse_args(argv=None):
     for flag in " ".join(uses.values()).split():
         if flag not in uses[args.kind].split() and getattr(args, flag) != parser.get_default(flag):
             parser.error(f"--{flag}: has no effect on {args.kind}")
-    if args.arithmetic == []:  # what argparse makes of "--"
-        parser.error("--arithmetic: takes a sum of seeds")
     args.out = args.out or Path(f"{args.kind}.png")
     suffix = args.out.suffix.lower()
     known = {"interpolation": ".png .gif .webp", "samples": ".png .npz"}.get(args.kind, ".png")

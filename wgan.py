@@ -428,20 +428,19 @@ def start_run(state, saved, images, args, device_name):
         try:
             if isinstance(part, torch.optim.Optimizer):  # --lr and --betas may be new
                 part.load_state_dict(part.state_dict() | {"state": saved[name]["state"]})
-                means = ("exp_avg", "exp_avg_sq") if "betas" in part.defaults else ("square_avg",)
+                names = ("exp_avg", "exp_avg_sq") if "betas" in part.defaults else ("square_avg",)
                 for p, kept in part.state.items():
-                    if {k: x.shape for k, x in kept.items()} != dict.fromkeys(means, p.shape) | {
-                        "step": ()
-                    }:
+                    shapes = dict.fromkeys(names, p.shape) | {"step": ()}
+                    if {name: value.shape for name, value in kept.items()} != shapes:
                         raise ValueError("not the means of its gradients")
             elif isinstance(part, nn.Module):
                 part.load_state_dict(saved[name])
             elif name == "classes" and saved[name] != part:
                 raise ValueError(f"{saved[name]}, not {part}")
+            elif name == "totals":
+                part.copy_(saved[name])
             else:
-                state[name] = (
-                    type(part)(saved[name]) if name != "totals" else part.copy_(saved[name])
-                )
+                state[name] = type(part)(saved[name])
         except Exception as error:  # of a value of any kind
             reason = f"{name} does not fit this run ({first_line(error)})"
             raise SystemExit(f"{args.out}/checkpoint.pt: {reason}")
@@ -878,11 +877,9 @@ def build_parser():
     add("--hflip", action="store_true", help="mirror images at random; not for text or digits")
     add("--skip-corrupt", action="store_true", help="leave unreadable files out, do not stop")
     add("--cache", default="data", metavar="DIR", help="of downloads and decoded images")
-    add("--size", type=int, default=32, metavar="PX", help="of the square images: 4, 5, 6 or 7 "
-        "times a power of two, 16 to 256")
+    add("--size", type=int, default=32, metavar="PX", help="4, 5, 6 or 7 times 2**n, 16 to 256")
     add("--z-dim", type=int, default=100, metavar="N", help="length of a latent")
-    add("--g-width", type=int, default=128, metavar="C", help="channels of the generator at "
-        "size/2, doubling with each halving, 1024 at most")
+    add("--g-width", type=int, default=128, metavar="C", help="channels of the generator at size/2")
     add("--d-width", type=int, default=64, metavar="C", help="the same for the critic")
     add("--norm", choices=("batch", "none"), default="batch", help="of both networks")
     add("--constraint", choices=("clip", "spectral", "stable-rank"), default="clip", help="of the "
@@ -896,19 +893,15 @@ def build_parser():
     add("--batch-size", type=int, default=64, metavar="N", help="real images per update")
     add("--lr", type=float, default=5e-5, metavar="X", help="learning rate of both networks")
     add("--lr-decay", action="store_true", help="let the learning rate fall linearly to zero")
-    add("--ema", type=float, default=0.999, metavar="D", help="decay per update of the averaged "
-        "generator, which samples come from; 0 takes the raw one")
+    add("--ema", type=float, default=0.999, metavar="D", help="decay of the generator's average")
     add("--seed", type=int, default=0, metavar="N", help="of weights, latents, order of the images")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="fp32 (TF32 on CUDA) "
         "or bfloat16 autocast; auto takes that where the hardware multiplies it")
-    add("--no-graph", action="store_true", help="on CUDA, launch every kernel by itself: slower, "
-        "the same numbers, and errors name their line")
-    add("--snapshot-every", type=int, default=10, metavar="N", help="epochs between snapshots of "
-        "the generator; the last is always kept")
+    add("--no-graph", action="store_true", help="on CUDA, launch each kernel by itself: slower")
+    add("--snapshot-every", type=int, default=10, metavar="N", help="epochs; the last is kept too")
     add("--out", default=f"runs/{SCRIPT[:-3]}", metavar="DIR", help="run folder, not yet in use")
-    add("--resume", action="store_true", help="go on from --out with its flags, some of which may "
-        "be given anew, such as --epochs and --lr")
+    add("--resume", action="store_true", help="go on from --out, with its flags")
     for action in parser._actions:
         if action.default not in (None, False, argparse.SUPPRESS):
             action.help += " (default %(default)s)"

@@ -753,7 +753,6 @@ def safetensors(path):
         (saving(dcgan.Discriminator(16, 4).state_dict()), "holds no generator"),
         (saving({"fc.weight": torch.zeros(3, 3)}), "interpolate.py --generator FILE.py:CLASS"),
         (Path.unlink, "no such checkpoint"),
-        (lambda path: (path.unlink(), path.mkdir()), f"such as {Path('g.pt/checkpoint.pt')}"),
     ],
 )
 def test_what_is_no_generator_is_refused_in_one_line(G, damage, words):
@@ -761,6 +760,15 @@ def test_what_is_no_generator_is_refused_in_one_line(G, damage, words):
     message = refusal()
     assert message.startswith("g.pt: ") and words in message
     assert not Path("hostile-code-ran").exists() and not Path("interpolation.png").exists()
+
+
+def test_a_run_folder_stands_for_its_checkpoint(G):
+    expected = saved_images(3)
+    Path("run").mkdir()
+    missing = str(Path("run", "checkpoint.pt"))
+    assert refusal(checkpoint="run").startswith(f"{missing}: no such checkpoint")
+    Path("g.pt").rename(missing)
+    assert (saved_images(3, checkpoint="run") == expected).all()
 
 
 def test_a_safetensors_file_is_named_as_such(G):
