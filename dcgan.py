@@ -867,9 +867,11 @@ def build_parser():
     add("--epochs", type=int, default=40, metavar="N", help="passes of D over the data")
     add("--batch-size", type=int, default=128, metavar="N", help="real images per update")
     add("--lr", type=float, default=2e-4, metavar="X", help="learning rate of both networks")
-    add("--betas", type=float, nargs=2, default=[0.5, 0.999], metavar="B", help="Adam's rates")
+    add("--betas", type=float, nargs=2, default=[0.5, 0.999], metavar="B", help="Adam's decay "
+        "rates; a first one of 0.9 makes training oscillate")
     add("--lr-decay", action="store_true", help="let the learning rate fall linearly to zero")
-    add("--ema", type=float, default=0.999, metavar="D", help="decay of the generator's average")
+    add("--ema", type=float, default=0.999, metavar="D", help="decay per update of the averaged "
+        "generator, which samples come from; 0 takes the raw one")
     add("--seed", type=int, default=0, metavar="N", help="of weights, latents, order of the images")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="fp32 (TF32 on CUDA) "

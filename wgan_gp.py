@@ -851,9 +851,11 @@ def build_parser():
     add("--epochs", type=int, default=100, metavar="N", help="passes of the critic over the data")
     add("--batch-size", type=int, default=64, metavar="N", help="real images per update")
     add("--lr", type=float, default=1e-4, metavar="X", help="learning rate of both networks")
-    add("--betas", type=float, nargs=2, default=[0.0, 0.9], metavar="B", help="Adam's rates")
+    add("--betas", type=float, nargs=2, default=[0.0, 0.9], metavar="B", help="Adam's decay rates; "
+        "momentum hurts where the critic's target moves")
     add("--lr-decay", action="store_true", help="let the learning rate fall linearly to zero")
-    add("--ema", type=float, default=0.999, metavar="D", help="decay of the generator's average")
+    add("--ema", type=float, default=0.999, metavar="D", help="decay per update of the averaged "
+        "generator, which samples come from; 0 takes the raw one")
     add("--seed", type=int, default=0, metavar="N", help="of weights, latents, order of the images")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="fp32 (TF32 on CUDA) "
