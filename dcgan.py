@@ -290,6 +290,7 @@ def train(train_step, state, images, labels, args, device, rank, world):
     ema_weight, epoch, order, graph = torch.zeros((), device=device), None, None, None
     stream, copied = (torch.cuda.Stream(), torch.cuda.Event()) if cuda else (None, None)
     opts = [part for part in state.values() if isinstance(part, torch.optim.Optimizer)]
+    say(f"{per_epoch:,} train steps an epoch, {last:,} in all")
 
     def step():
         inputs = [to_input(real, args.hflip) for real in reals]
@@ -298,7 +299,9 @@ def train(train_step, state, images, labels, args, device, rank, world):
 
     saved, begun = state["seconds"], time.perf_counter() - state["seconds"]
     bar = tqdm and tqdm(total=last, initial=start, disable=rank > 0 or None, unit="step")
-    with stop_signals(args.out) as signals, torch.cuda.stream(stream):
+    if cuda:
+        stream.wait_stream(torch.cuda.current_stream())
+    with stop_signals(args.out) as signals, torch.cuda.stream(stream) if cuda else nullcontext():
         while (t := state["step"]) < last and not signals:
             if epoch != t // per_epoch:
                 epoch = t // per_epoch
@@ -312,8 +315,7 @@ def train(train_step, state, images, labels, args, device, rank, world):
             reals.copy_(batch, non_blocking=True)
             if cuda:
                 copied.record()
-            seeds = np.random.SeedSequence([args.seed, t, rank]).generate_state(1)
-            torch.manual_seed(int(seeds[0]))
+            torch.manual_seed(np.random.SeedSequence([args.seed, t, rank]).generate_state(1).item())
             ema_weight.fill_(1 - min(args.ema, (1 + t) / (10 + t)))  # a short memory at the start
             for opt in opts if args.lr_decay else ():
                 opt.param_groups[0]["lr"].fill_(args.lr * (1 - t / last))
@@ -325,11 +327,12 @@ def train(train_step, state, images, labels, args, device, rank, world):
                 except RuntimeError as error:
                     raise SystemExit(f"{first_line(error)}: go on with --resume --no-graph")
             graph.replay() if graph else step()
+            ended = (t + 1) % per_epoch == 0  # then CUDA is waited for, before the clock is read
+            broken = (ended or not cuda) and not state["totals"].isfinite().all()
             state |= {"step": t + 1, "seconds": time.perf_counter() - begun}
             if tqdm:
                 bar.update()
-            ended, unsaved = (t + 1) % per_epoch == 0, state["seconds"] - saved
-            broken = not cuda and not state["totals"].isfinite().all()
+            unsaved = state["seconds"] - saved
             if ended and not broken:
                 end_epoch(state, args, last)
             if signals or broken or unsaved > (10 if ended else 600) or t + 1 == last:
@@ -357,7 +360,7 @@ def stop_signals(out):
         for number, handler in before.items():
             signal.signal(number, handler)
     if caught:
-        say(f"\nstopped; go on with  python {SCRIPT} --out {shlex.quote(out)} --resume")
+        say(f"\nstopped; go on with python {Path(__file__).name} --out {shlex.quote(out)} --resume")
         raise SystemExit(128 + caught[0])
 
 
@@ -413,6 +416,7 @@ def start_run(state, saved, images, args, device_name):
                     shapes = dict.fromkeys(names, p.shape) | {"step": ()}
                     if {name: value.shape for name, value in kept.items()} != shapes:
                         raise ValueError("not the means of its gradients")
+                    kept |= {key: torch.empty_like(p).copy_(kept[key]) for key in names}  # strides
             elif isinstance(part, nn.Module):
                 part.load_state_dict(saved[name])
             elif name == "classes" and saved[name] != part:
@@ -424,14 +428,17 @@ def start_run(state, saved, images, args, device_name):
         except Exception as error:  # of a value of any kind
             reason = f"{name} does not fit this run ({first_line(error)})"
             raise SystemExit(f"{args.out}/checkpoint.pt: {reason}")
+    if saved and state["epoch"] >= args.epochs:
+        say(f"{args.out}: epoch {state['epoch']} is there already; more --epochs go on")
+        raise SystemExit
     if (count := first_line(state["images"].get("count"))) != str(len(images)):
         was = f"not the {count} of the run in {args.out}"
         raise SystemExit(f"--data {args.data}: has {len(images)} images, {was}")
     if state["images"] != known:
         say(f"--data {args.data}: other images than before; the run goes on with these")
         state["images"] = known
-    what = f"{len(images):,} images of {args.data} at {args.size}x{args.size}"
-    say(f"{SCRIPT}: {what}, {device_name}")
+    what = f"{len(images):,} images of {args.data} at {args.size}x{args.size}, {device_name}"
+    say(f"{SCRIPT}: {', '.join([what, *state['classes']])}")
     if args.data == "sprites":
         same = " ".join(f"--{k.replace('_', '-')} {getattr(args, k)}" for k in DEMO)
         say(f"a short demonstration, with settings for sprites: {same}")
@@ -442,7 +449,7 @@ def start_run(state, saved, images, args, device_name):
         for left in Path(args.out).rglob(".*.tmp"):  # by a process that was killed
             left.unlink()
         atomic_write(Path(args.out, "args.json"), lambda file: file.write(facts.encode()))
-        atomic_write(Path(args.out, SCRIPT), lambda file: file.write(here))
+        atomic_write(Path(args.out, Path(__file__).name), lambda file: file.write(here))
     if not saved:
         save_checkpoint(state, args)
 
@@ -476,7 +483,7 @@ def end_epoch(state, args, last):
     row |= {"seconds": round(state["seconds"], 1)} | dict(zip(COLUMNS, means.tolist()))
     state["log"].append(row)
     left = round(state["seconds"] * (last / state["step"] - 1))
-    shown = "  ".join(f"{name} {row[name]:.3f}" for name in COLUMNS)
+    shown = "  ".join(f"{name} {row[name]:.3g}" for name in COLUMNS)
     shown += f"  {images / state['seconds']:,.0f} images/s"
     say(f"epoch {epoch:>3}/{args.epochs}  {shown}  {left // 60}:{left % 60:02} left")
     if not FIRST:
@@ -673,7 +680,8 @@ def conditions(labels, names, args):
         return torch.zeros_like(labels), []
     present, labels = labels.unique(return_inverse=True)
     if len(present) == 1:
-        raise SystemExit(f"--conditional: {args.data} has one class, {names[present[0]]}")
+        advice = "a folder for each class makes them"
+        raise SystemExit(f"--conditional: {args.data} has one class, {names[present[0]]}; {advice}")
     return labels, [names[i] for i in present]
 
 
@@ -901,7 +909,7 @@ def parse_args(argv=None, saved=None):
         if was != value and name not in f"{free} snapshot_every".split():
             parser.error(f"{flag}: the run in {args.out} has {was}; leave {flag} out")
         if type(value) is int and not low <= value < 2**63:
-            parser.error(f"{flag} {value}: must be {low} or more")
+            parser.error(f"{flag} {value}: must be {low} or more, and below 2**63")
         if name == "batch_size" and value % int(os.environ.get("WORLD_SIZE", 1)):
             parser.error(f"{flag} {value}: must be a multiple of the processes")
         if name in ("lr", "clip", "gp_weight") and not 0 < value < float("inf"):
@@ -920,6 +928,8 @@ def parse_args(argv=None, saved=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.resume and not os.path.exists(f"{args.out}/checkpoint.pt"):
+        raise SystemExit(f"--resume: there is no checkpoint.pt in {args.out}")
     with locked(Path(args.out)) if FIRST else nullcontext():
         saved = load_checkpoint(args)
         args = parse_args(argv, saved["args"] | {"out": args.out}) if saved else args

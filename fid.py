@@ -120,7 +120,9 @@ class Inception:
         for node in pools[8:]:  # of Mixed_7c
             node.target = F.max_pool2d
         layers.recompile()
-        self.layers = layers.to(device).to(dtype, memory_format=torch.channels_last)
+        mps = self.device.type == "mps"  # where channels_last is not safe
+        self.layout = torch.contiguous_format if mps else torch.channels_last
+        self.layers = layers.to(device).to(dtype, memory_format=self.layout)
 
     @torch.no_grad()
     def __call__(self, images):
@@ -128,7 +130,7 @@ class Inception:
         for _, group in groupby(images, key=lambda image: image.shape):
             x = torch.from_numpy(np.stack([*group])).to(self.device).float() / 255
             batch.append(F.interpolate(x, (299, 299), mode="bilinear", align_corners=False))
-        x = (2 * torch.cat(batch) - 1).to(self.dtype, memory_format=torch.channels_last)
+        x = (2 * torch.cat(batch) - 1).to(self.dtype, memory_format=self.layout)
         means = {name: x.mean((2, 3), dtype=torch.float32) for name, x in self.layers(x).items()}
         logits = means[LAST[2048]] @ self.fc.T if len(self.fc) else x.new_empty(len(x), 0).float()
         return means[LAST[self.dims]], logits
@@ -248,10 +250,7 @@ def per_class(images, stats, args):
     images and stats are those of REAL and of the fakes."""
     found, width = {}, "" if args.dims == 2048 else f"-{args.dims}"
     labels = [part.labels(s.index) for part, s in zip(images, stats)]
-    (real, fake), name = map(np.unique, labels), images[1].name
-    if len(real) < 2 or not (common := np.intersect1d(real, fake).tolist()):
-        raise SystemExit(f"--per-class: {images[0].name} and {name} have no classes in common")
-    for name in common:
+    for name in np.intersect1d(*labels).tolist():
         gaussians, counts = [], []
         for part, label in zip(stats, labels):
             x = part.features.numpy()[label == name].astype(np.float64)
@@ -395,6 +394,8 @@ def open_set(name, args, device):
     """The Images of a path or a data name, or the Stats that it holds."""
     if Path(name).suffix == ".npz" and (stats := load_stats(name, args)):
         return stats
+    if Path(name, "checkpoint.pt").exists():  # a run folder
+        name = str(Path(name, "checkpoint.pt"))
     generator = name.endswith(GENERATORS)
     images = open_generator(name, args, device) if generator else open_images(name, args)
     check_number(name, len(images.items), args)
@@ -438,7 +439,8 @@ def open_generator(name, args, device):
     where there are classes, the i-th of them, again from the first after the last."""
     G, info = load_generator(name, key=args.key)
     codes = torch.eye(len(info["classes"]) or 1)[:, : len(info["classes"])]
-    G.to(device, memory_format=torch.channels_last)
+    mps = device.type == "mps"  # where channels_last is not safe
+    G.to(device, memory_format=torch.contiguous_format if mps else torch.channels_last)
 
     def load(numbers, size=args.size):
         for start in range(0, len(numbers), args.batch_size):
@@ -667,10 +669,8 @@ def load_generator(path, raw=False, key=None, build=from_shapes):
         raise SystemExit(f"{path}: holds several generators; --key takes one of {', '.join(found)}")
     if not found:
         told = sorted(reasons, key=lambda reason: "main.0.weight" in reason) or ["no tensors"]
-        raise SystemExit(
-            f"{path}: holds no generator that is understood ({told[0]}). A network of another "
-            "layout takes interpolate.py --generator FILE.py:CLASS"
-        )
+        advice = "A network of another layout takes interpolate.py --generator FILE.py:CLASS"
+        raise SystemExit(f"{path}: holds no generator that is understood ({told[0]}). {advice}")
     ((name, G),) = found.items()
     G, width, (_, channels, H, W) = check_generator(G, path)
     if type(classes) is not list or {*map(type, classes)} - {str} or len(classes) >= width:
@@ -728,10 +728,8 @@ def read_weights(path):
     except FileNotFoundError:
         raise SystemExit(f"{path}: no such checkpoint")
     except Exception as error:  # on a damaged file torch.load raises nearly anything
-        reason = "cut short, damaged, or not a file of torch.save"
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
-        elif Path(path).suffix == ".safetensors":
+        reason = getattr(error, "strerror", None) or "cut short, damaged, not a file of torch.save"
+        if Path(path).suffix == ".safetensors":
             reason = "a safetensors file; save its tensors with torch.save"
         elif blocked := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"holds {blocked[1]}, which could run code; save a state dict alone"
@@ -979,6 +977,9 @@ def parse_args(argv=None):
     of_fakes = args.kid, args.inception_score, args.prdc, args.nearest, args.json, args.plot
     if not args.fake and (any(of_fakes) or not args.save_stats):
         parser.error("name a FAKE; without one there is --save-stats FILE alone")
+    if args.plot:  # of a folder of snapshots, all
+        folders = [sorted(map(str, Path(fake).glob("*.pt"))) or [fake] for fake in args.fake]
+        args.fake = [fake for folder in folders for fake in folder]
     if args.plot and not all(fake.endswith(GENERATORS) for fake in args.fake):
         parser.error("--plot: takes checkpoints and snapshots, which know their step, as FAKE")
     outputs = {args.save_stats: ".npz", args.nearest: ".png", args.plot: ".png .csv", args.json: ""}
@@ -1059,6 +1060,14 @@ def main(argv=None):
     if any(isinstance(each, Stats) for each in of_images):
         asked = "--kid, --is, --prdc, --per-class and --nearest"
         raise SystemExit(f"{asked} take images, not statistics of them")
+    if args.n != 50000 and not any(getattr(each, "info", None) for each in sets):
+        raise SystemExit(f"--n {args.n}: is for generators; of other sets all images count")
+    for images in sets[1:] if args.per_class else ():
+        real, fake = ({*each.labels(range(len(each.items)))} for each in (sets[0], images))
+        if len(real) < 2 or not real & fake:
+            known = f"{args.real} ({', '.join(sorted(real)[:20])}) and {images.name} "
+            known += f"({', '.join(sorted(fake)[:20])})"
+            raise SystemExit(f"--per-class: {known} have no classes in common")
     measured = any(isinstance(each, Images) for each in sets)
     net, digits = load_inception(args, device) if measured else (None, None)
     if args.world > 1 and not args.rank:

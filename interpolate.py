@@ -10,7 +10,7 @@ device, at every batch size and in cell k of a trainer's grids, but for a rare p
 
     interpolation  G(z) for z on the arc from z_a to z_b, at equal angles
     arithmetic     G(mean(z_3, z_5, z_8) - z_17 + z_42)          Radford et al. (arXiv 1511.06434)
-    plane          G(z_a + u (z_b - z_a) + v (z_c - z_a)),  u and v in [0, 1]
+    plane          G(z_a + u (z_b - z_a) + v (z_c - z_a)),  at lengths between the seeds' own
     traversal      G(z + s n_i),  n_i the unit n that moves A n most, A being G's first layer:
                    the leading eigenvectors of A'A               Shen and Zhou (arXiv 2007.06600)
 
@@ -21,8 +21,7 @@ Usage
     python interpolate.py CHECKPOINT --grid 3,17,42                   the plane through three seeds
     python interpolate.py CHECKPOINT --traverse 3 --dims 5            a direction per row
     python interpolate.py CHECKPOINT --samples 64                     an image grid
-    python interpolate.py CHECKPOINT --samples 50000 --out fake/      single PNGs, resumable
-    python interpolate.py CHECKPOINT --samples 50000 --out fake.npz   or one array
+    python interpolate.py CHECKPOINT --samples 50000 --out fake/      PNGs; fake.npz: one array
     python interpolate.py CHECKPOINT --class cat                      of a conditional generator
     python interpolate.py CHECKPOINT --between cat dog                from class to class
 
@@ -30,17 +29,14 @@ CHECKPOINT is a checkpoint.pt or a snapshot of dcgan.py, wgan.py or wgan_gp.py, 
 the state dict of pytorch/examples' DCGAN generator (netG_epoch_24.pth), of any width, depth and 1
 or 3 colours, or of the class in --generator FILE.py:CLASS. No code is run but FILE.
 
-Writes --out: a picture of enlarged images, an animation, an .npz or a folder. In a folder,
-000042.png is the image of seed 42, only missing images are made, and samples.json holds a
-fingerprint of the generator, so that another one's images are not added.
+Writes --out: a picture of enlarged images, an animation, an .npz or a folder, where 000042.png is
+seed 42's, only missing images are made, and samples.json tells another generator's apart.
 """
 
 import argparse
 import ast
 import hashlib
-import io
 import json
-import math
 import os
 import re
 import runpy
@@ -81,11 +77,10 @@ def plane(a, b, c, steps, path="slerp"):
     """Latents (steps, steps, z_dim): a top left, b top right, c bottom left, then b + c - a."""
     t = torch.linspace(0, 1, steps, dtype=torch.float64)
     v, u = torch.meshgrid(t, t, indexing="ij")
-    weights, corners = torch.stack([1 - u - v, u, v], -1), torch.stack([a, b, c]).double()
-    z = weights @ corners
+    w, corners = torch.stack([1 - u - v, u, v], -1), torch.stack([a, b, c]).double()
+    z = w @ corners
     if path == "slerp":  # the lengths lie in a plane too
-        lengths = weights @ corners.norm(dim=1, keepdim=True)
-        z = normalize(z, dim=-1, eps=1e-300) * lengths.clamp_min(0)
+        z = normalize(z, dim=-1, eps=1e-300) * (w @ corners.norm(dim=1, keepdim=True)).clamp_min(0)
     return z.to(a.dtype)
 
 
@@ -104,13 +99,7 @@ def class_codes(args, names):
     if unknown := " ".join(name for name in asked if name not in names):
         known = f"has {', '.join(names)}" if names else "was trained without --conditional"
         raise SystemExit(f"class {unknown}: {args.checkpoint} {known}")
-    numbers = [names.index(name) for name in asked] or [0]
-    return asked, torch.eye(len(names) or 1)[numbers, : len(names)]
-
-
-def beside(z, codes):
-    """What a generator takes: latents (..., z_dim), and codes of classes beside them."""
-    return torch.cat([z, codes.expand(*z.shape[:-1], -1)], -1)
+    return asked, torch.eye(len(names) or 1)[[names.index(n) for n in asked] or [0], : len(names)]
 
 
 def latent_rows(args, G, z_dim, names, codes):
@@ -124,9 +113,8 @@ def latent_rows(args, G, z_dim, names, codes):
     elif args.kind == "interpolation":
         pairs, turns = list(pairwise(args.seeds + args.seeds[:1] * args.loop)), codes[:, None]
         z = [interpolation(*latents(pair, z_dim), args.steps, args.path) for pair in pairs]
-        labels = [[f"seed {a}", *blank, f"seed {b}"] for a, b in pairs]
-        for i, row in enumerate(labels if names else ()):
-            row[0] = f"{names[i % len(names)]}, {row[0]}"
+        turn = cycle([f"{name}, " for name in names] or [""])
+        labels = [[f"{next(turn)}seed {a}", *blank, f"seed {b}"] for a, b in pairs]
     elif args.kind == "grid":
         z = plane(*latents(args.grid, z_dim), args.steps, args.path)
         labels = [["", *blank, ""] for _ in range(args.steps)]
@@ -139,7 +127,7 @@ def latent_rows(args, G, z_dim, names, codes):
         z = latents(args.traverse, z_dim) + s[:, None] * directions[: args.dims, None]
         first, *others = (f"{x:+.1f}" for x in s.tolist())
         labels = [[f"{i}:  {first}", *others] for i in range(1, args.dims + 1)]
-    return [beside(row, turns[i % len(turns)]) for i, row in enumerate(z)], labels
+    return [torch.cat([row, c.expand(len(row), -1)], 1) for row, c in zip(z, cycle(turns))], labels
 
 
 # ---- Arithmetic ----------------------------------------------------------------------------------
@@ -164,9 +152,8 @@ def evaluate(node, latent):
             return torch.stack([evaluate(part, latent) for part in parts]).mean(0)
         case ast.BinOp(op=ast.Add() | ast.Sub()) | ast.UnaryOp(op=ast.USub()):
             return sum(sign * evaluate(term, latent) for sign, term in terms(node))
-        case ast.BinOp(left=ast.Constant(value=int() | float() as x), op=ast.Mult(), right=b):
-            if abs(x) <= 1000:
-                return x * evaluate(b, latent)
+        case ast.BinOp(ast.Constant(int() | float() as x), ast.Mult(), b) if abs(x) <= 1000:
+            return x * evaluate(b, latent)
     raise SyntaxError("not understood", ("", 1, node.col_offset + 1, ""))
 
 
@@ -204,8 +191,7 @@ def arithmetic(text, latent, generate):
     images = generate(result + noise)
     for i, label in enumerate(("", "= result", "")):
         columns.append([*zip(images[[6 + i, 3 + i, i]], ("", label, ""))])
-    table = [*zip_longest(*columns, fillvalue=blank)][::-1]
-    rows, labels = zip(*(zip(*row) for row in table))
+    rows, labels = zip(*(zip(*row) for row in [*zip_longest(*columns, fillvalue=blank)][::-1]))
     return rows, labels, result
 
 
@@ -334,10 +320,8 @@ def load_generator(path, raw=False, key=None, build=from_shapes):
         raise SystemExit(f"{path}: holds several generators; --key takes one of {', '.join(found)}")
     if not found:
         told = sorted(reasons, key=lambda reason: "main.0.weight" in reason) or ["no tensors"]
-        raise SystemExit(
-            f"{path}: holds no generator that is understood ({told[0]}). A network of another "
-            "layout takes interpolate.py --generator FILE.py:CLASS"
-        )
+        advice = "A network of another layout takes interpolate.py --generator FILE.py:CLASS"
+        raise SystemExit(f"{path}: holds no generator that is understood ({told[0]}). {advice}")
     ((name, G),) = found.items()
     G, width, (_, channels, H, W) = check_generator(G, path)
     if type(classes) is not list or {*map(type, classes)} - {str} or len(classes) >= width:
@@ -395,10 +379,8 @@ def read_weights(path):
     except FileNotFoundError:
         raise SystemExit(f"{path}: no such checkpoint")
     except Exception as error:  # on a damaged file torch.load raises nearly anything
-        reason = "cut short, damaged, or not a file of torch.save"
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
-        elif Path(path).suffix == ".safetensors":
+        reason = getattr(error, "strerror", None) or "cut short, damaged, not a file of torch.save"
+        if Path(path).suffix == ".safetensors":
             reason = "a safetensors file; save its tensors with torch.save"
         elif blocked := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"holds {blocked[1]}, which could run code; save a state dict alone"
@@ -425,27 +407,15 @@ def sample(G, z, batch_size=64):
     return torch.cat(images).round().clamp(0, 255).to(torch.uint8)
 
 
-def set_up_device(device, precision):
-    """torch.device, its name, and "fp32" or "bf16" where `precision` is "auto"."""
-    if device == "auto":
+def find_device(name):
+    """The torch.device of a name; auto is cuda where there is one, then mps, then cpu."""
+    if name == "auto":
         mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    if device == "cuda":  # one for each process of a torchrun
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
-        torch.empty(0, device=device)
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise SystemExit(f"--device {device}: cannot be used here ({first_line(error)})")
-    device, name, bf16 = torch.device(device), device, False
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        name, bf16 = torch.cuda.get_device_name(device), torch.cuda.get_device_capability()[0] >= 8
-    elif device.type == "cpu":
-        _ = np.finfo(np.float32), np.finfo(np.float64)  # which numpy 2.0 cannot tell afterwards
-        torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
-        name, cpuinfo = f"cpu ({torch.get_num_threads()} threads)", Path("/proc/cpuinfo")
-        bf16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
-    return device, name, ("bf16" if bf16 else "fp32") if precision == "auto" else precision
+        raise SystemExit(f"--device {name}: cannot be used here ({first_line(error)})")
 
 
 def say(text):
@@ -495,25 +465,22 @@ def build_parser():
     add("--generator", metavar="FILE.py:CLASS",
         help="run FILE and load the state dict into its CLASS, which is called with the trainer's "
              "arguments or none and maps (B, z_dim) or (B, z_dim, 1, 1) to images in [-1, 1]")
-    add("--class", dest="classes", nargs="+", metavar="NAME",
+    pick = parser.add_mutually_exclusive_group().add_argument
+    pick("--class", dest="classes", nargs="+", metavar="NAME",
         help="of a conditional generator: by turns, or the first where one will do (default all)")
     add("--out", type=Path, metavar="PATH",
         help=".png; interpolation also .gif, .webp; --samples also .npz, folder (default KIND.png)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps")
     add("--batch-size", type=int, default=64, metavar="N", help="images made at a time")
     kind = parser.add_mutually_exclusive_group().add_argument
-    kind("--arithmetic", type=expression, metavar="EXPR",
-        help="a sum of seeds, such as \"(3,5,8)-17+0.5*(42-43)\", (a, b, ...) being their mean")
+    kind("--arithmetic", type=expression, metavar="EXPR", help="such as \"(3,5,8)-17+0.5*(42-43)\"")
     kind("--grid", type=seed_list, metavar="A,B,C", help="the plane through three seeds")
     kind("--traverse", type=seed_list, metavar="SEED", help="move along a direction per row")
     kind("--samples", type=int, metavar="N", help="the images of seeds 0 to N-1")
-
-    add("--seeds", type=seed_list, default=[*range(6)], metavar="A,B-C", help="to interpolate "
-        "between, in turn (default 0-5)")
-    add("--between", nargs=2, metavar="NAME", help="from one class to another, a seed per row")
+    add("--seeds", type=seed_list, default=[*range(6)], help="such as 3,17,42 or 0-5 (default 0-5)")
+    pick("--between", nargs=2, metavar="NAME", help="from one class to another, a seed per row")
     add("--steps", type=int, help="images from end to end (default 9, in an animation 30)")
-    add("--path", choices=("slerp", "lerp"), default="slerp",
-        help="the arc, or the straight line, whose middle is too short")
+    add("--path", choices=("slerp", "lerp"), default="slerp", help="the arc, or the straight line")
     add("--loop", action="store_true", help="go back from the last seed to the first")
     add("--fps", type=int, default=20, help="images per second of an animation")
     add("--dims", type=int, default=5, help="directions of --traverse, one per row")
@@ -526,8 +493,6 @@ def build_parser():
 
 
 # fmt: on
-
-
 def parse_args(argv=None):
     """The checked flags; `kind` is what to make, and `folder` whether --out is one."""
     parser = build_parser()
@@ -544,11 +509,11 @@ def parse_args(argv=None):
     args.folder = args.kind == "samples" and (not suffix or os.path.isdir(args.out))
     if suffix not in known.split() and not args.folder:
         parser.error(f"--out {args.out}: takes {known}" + ", or a folder" * bool(args.samples))
-    if args.steps is None:
-        args.steps = 9 if suffix == ".png" else 30
-    ranges = {"seeds": (2, 1000), "grid": (3, 3), "traverse": (1, 1), "samples": (1, 10**7)}
+    args.steps = (9 if suffix == ".png" else 30) if args.steps is None else args.steps
+    ranges = {"seeds": (1 if args.between else 2, 1000), "grid": (3, 3), "traverse": (1, 1)}
     ranges |= {"steps": (2, 1000), "fps": (1, 50), "dims": (1, 1000), "span": (0.001, 1000)}
-    for name, (low, high) in (ranges | {"batch_size": (1, 10**5)}).items():
+    ranges |= {"samples": (1, 10**7), "batch_size": (1, 10**5)}
+    for name, (low, high) in ranges.items():
         value = getattr(args, name)
         n, seeds = (len(value), " seeds") if isinstance(value, list) else (value, "")
         if n is not None and not low <= n <= high:
@@ -594,24 +559,23 @@ def import_generator(code):
 
 def main(argv=None):
     args = parse_args(argv)
-    device, device_name, _ = set_up_device(args.device, "fp32")
+    device = find_device(args.device)
     build = import_generator(args.generator) if args.generator else from_shapes
     G, info = load_generator(args.checkpoint, args.raw, args.key, build)
     z_dim, out, suffix = info["z_dim"], args.out, args.out.suffix.lower()
     fast = device.type != "mps" and not args.generator  # whose layers may be of any kind
     G.to(device, memory_format=torch.channels_last if fast else torch.preserve_format)
-    say(f"{args.checkpoint}: {info['weights']}, latents of {z_dim}; {device_name}")
-
+    say(f"{args.checkpoint}: {info['weights']}, latents of {z_dim}; {device}")
     names, codes = class_codes(args, info["classes"])
 
-    def generate(z):
-        return sample(G, z, args.batch_size).expand(-1, 3, -1, -1)
+    def generate(*parts):  # latents, and codes of classes beside them
+        return sample(G, torch.cat(parts, 1), args.batch_size).expand(-1, 3, -1, -1)
 
     def batches(seeds):
         for start in range(0, len(seeds), args.batch_size):
             part = seeds[start : start + args.batch_size]
             turns = [seed % len(codes) for seed in part]
-            yield part, generate(beside(latents(part, z_dim), codes[turns]))
+            yield part, generate(latents(part, z_dim), codes[turns])
             if sys.stderr.isatty():
                 print(f"\r{start + len(part):,} of {len(seeds):,} ", end="", file=sys.stderr)
 
@@ -624,22 +588,22 @@ def main(argv=None):
         parts = (part.permute(0, 2, 3, 1) for _, part in batches(range(args.samples)))
         arrays = {"images": torch.cat([*parts]).numpy()}
         arrays |= {"labels": np.arange(args.samples) % len(names)} if names else {}
-        np.savez(archive := io.BytesIO(), **arrays)
-        atomic_write(out, lambda file: file.write(archive.getbuffer()))
+        atomic_write(out, lambda file: np.savez(file, **arrays))
         return say(f"{out}: {args.samples:,} images")
     if args.kind == "arithmetic":
-        one, make = lambda seed: latents([seed], z_dim)[0], lambda z: generate(beside(z, codes[0]))
+        one, make = lambda i: latents([i], z_dim)[0], lambda z: generate(z, codes[[0] * len(z)])
         rows, labels, z = arithmetic(args.arithmetic, one, make)
         say(f"the result has length {z.norm():.1f}, a sample of N(0, I) about {z_dim**0.5:.1f}")
     elif args.kind == "samples":
-        columns = math.ceil(args.samples**0.5)
+        columns = int(np.ceil(args.samples**0.5))
         rows = torch.cat([part for _, part in batches(range(args.samples))]).split(columns)
         texts = cycle(names or [""])
         labels = [[next(texts) for _ in row] for row in rows]
     else:
         z, labels = latent_rows(args, G, z_dim, names, codes)
-        if suffix != ".png":  # the last image of a row is the first of the next
-            z = torch.cat([*(row[:-1] for row in z), z[-1][-1:]])[: -1 if args.loop else None]
+        if suffix != ".png":  # without the last of a row, where the next one begins with it
+            pairs = zip_longest(z, [*z[1:], *z[: args.loop]])
+            z = torch.cat([a if b is None or any(a[-1] != b[0]) else a[:-1] for a, b in pairs])
             write_animation(out, generate(z), args.fps)
             return say(f"{out}: {len(z)} images, {len(z) / args.fps:.1f} s")
         rows = generate(torch.cat(z)).split([len(row) for row in z])

@@ -366,6 +366,11 @@ def test_between_two_classes_at_one_latent(conditional, tmp_path, monkeypatch):
     interpolate.main([str(path), "--between", "cat", "dog", "--seeds", "5,6", "--out", "a.gif"])
     with Image.open("a.gif") as animation:
         assert animation.n_frames > 3
+    flags = "--between", "cat", "dog", "--steps", "3", "--out", "b.gif"
+    for seeds, frames in (("5,6", 6), ("5", 3)):  # another seed begins anew
+        interpolate.main([str(path), *flags, "--seeds", seeds])
+        with Image.open("b.gif") as animation:
+            assert animation.n_frames == frames
 
 
 @pytest.mark.parametrize("names, turns", [((), [0, 1, 2, 0, 1]), (("dog", "cat"), [1, 0, 1, 0, 1])])
@@ -442,7 +447,8 @@ def test_fid_samples_classes_in_equal_shares_and_tells_them_apart(
 
     for fake in ("fakes.npy", "real/cat"):
         error = refusal(fid.main, "real", fake, *inception, "--per-class")
-        assert error == f"--per-class: real and {fake} have no classes in common"
+        assert error.startswith("--per-class: real (big ship, cat, mouse) and ")
+        assert f"{fake} (" in error and error.endswith(") have no classes in common")
 
 
 # ---- Bad input ----------------------------------------------------------------------------------

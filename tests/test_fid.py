@@ -423,6 +423,12 @@ def test_a_generator_counts_like_the_images_it_would_have_saved(checkpoint, rows
     assert values == pytest.approx([values[0]] * 4, rel=1e-6)
 
 
+def test_a_run_folder_is_its_generator_and_other_sets_count_whole(checkpoint, rows, pair):
+    one, same = rows(pair[0], checkpoint, checkpoint.parent, "--n", 4)
+    assert one["FID-64"] == same["FID-64"] and same["epoch"] == 2
+    assert "all images count" in fails(*pair, "--n", 5)
+
+
 def test_checkpoints_without_a_generator(tmp_path):
     real = write(tmp_path / "real", noise(0, 4, 32, 32))
     (path := tmp_path / "c.pt").write_text("hello")
@@ -441,6 +447,8 @@ def test_the_curve_over_generator_updates(checkpoint, rows, pair, tmp_path):
     assert [line[:14] for line in lines[1:]] == ["run,dcgan.py,1", "run,dcgan.py,2"]
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.width > 400
+    rows(pair[0], checkpoint.parent / "snapshots", "--n", 4, "--plot", tmp_path / "all.csv")
+    assert (tmp_path / "all.csv").read_text().splitlines() == lines
     save(layers(), tmp_path / "g.pth")
     line = fails(pair[0], tmp_path / "g.pth", "--n", 4, "--plot", tmp_path / "curve.png")
     assert "does not say its step" in line

@@ -376,7 +376,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(untouched, rn
     whole, operations, _ = untouched(module)
     done, moment = child(fault, rng.randint(20, operations), module, *TINY, "--out", "out/1")
     if moment in ("training", "checkpoint", "picture or log") and done.returncode == code:
-        assert f"go on with  python {name}.py --out out/1 --resume" in done.stdout
+        assert f"go on with python {name}.py --out out/1 --resume" in done.stdout
         COUNTS[f"{fault}, trainers"][f"checkpoint while {moment}, exit {code}"] += 1
     else:  # before the first step, or in the last
         assert done.returncode in (code, 0, -getattr(signal, fault))
