@@ -473,7 +473,7 @@ def build_parser():
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps")
     add("--batch-size", type=int, default=64, metavar="N", help="images made at a time")
     kind = parser.add_mutually_exclusive_group().add_argument
-    kind("--arithmetic", type=expression, metavar="EXPR", help="a sum like \"(3,5)-17+0.5*(42-43)\"")
+    kind("--arithmetic", type=expression, metavar="EXPR", help='a sum like "(3,5)-17+0.5*(42-43)"')
     kind("--grid", type=seed_list, metavar="A,B,C", help="the plane through three seeds")
     kind("--traverse", type=seed_list, metavar="SEED", help="move along a direction per row")
     kind("--samples", type=int, metavar="N", help="the images of seeds 0 to N-1")
