@@ -712,10 +712,13 @@ def test_a_device_that_is_not_there():
 
 def test_a_second_run_in_one_folder_ends_at_once(folder):
     """The lock comes before decoding, holds for --resume as well, and ends with its run."""
-    with dcgan.locked(Path("runs/dcgan")):
-        for flags in ([], ["--resume"]):
-            assert "used by another process" in refusal(*flags)
+    checkpoint = Path("runs/dcgan/checkpoint.pt")
+    with dcgan.locked(checkpoint.parent):
+        assert "used by another process" in refusal()
+        checkpoint.touch()
+        assert "used by another process" in refusal("--resume")
         assert not Path("data").exists()
+    checkpoint.unlink()
     run("--epochs", 1)
 
 

@@ -35,7 +35,8 @@ def workplace(tmp_path, monkeypatch):
         folder = Path("cifar10-train", names[i % 10])
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{i}.png")
-    shutil.copytree("cifar10-train", "cifar10-250")
+    for copy in ("cifar10-250", "cifar10-500", "data/gallery"):
+        shutil.copytree("cifar10-train", copy)
     for name in ("cifar10-train-part0", "cifar10-train-part1", "celeba-10k-89x109", "gallery"):
         shutil.make_archive(name, "zip", "cifar10-train")
     torch.manual_seed(0)
