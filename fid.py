@@ -1040,17 +1040,8 @@ def write_plot(path, results, measure):
     atomic_write(path, lambda f: figure.savefig(f, format="png", dpi=120))
 
 
-def main(argv=None):
-    args = parse_args(argv)
-    device, device_name, _ = set_up_device(args.device, args.precision)
-    args.rank, args.world = join_processes(device)
-    small = 8 if args.precision == "bf16" else 4  # 22 MB at most, under the 32 that malloc keeps
-    args.batch_size = args.batch_size or (small if device.type == "cpu" else 128)
-    torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
-    keep, results = bool(args.kid or args.prdc or args.nearest or args.per_class), []
-    if args.rank:  # the first process downloads and unpacks, then the others read
-        dist.barrier()
-    sets = [open_set(path, args, device) for path in (args.real, *args.fake)]
+def check_sets(sets, args, keep):
+    """SystemExit for what is asked of REAL and the FAKEs, and cannot be had of them."""
     for path, images in zip(args.fake, sets[1:]):
         if os.path.realpath(path) == os.path.realpath(args.real):
             print(f"{path}: is REAL itself; a distance of 0 says nothing", file=sys.stderr)
@@ -1068,6 +1059,20 @@ def main(argv=None):
             known = f"{args.real} ({', '.join(sorted(real)[:20])}) and {images.name} "
             known += f"({', '.join(sorted(fake)[:20])})"
             raise SystemExit(f"--per-class: {known} have no classes in common")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    device, device_name, _ = set_up_device(args.device, args.precision)
+    args.rank, args.world = join_processes(device)
+    small = 8 if args.precision == "bf16" else 4  # 22 MB at most, under the 32 that malloc keeps
+    args.batch_size = args.batch_size or (small if device.type == "cpu" else 128)
+    torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
+    keep, results = bool(args.kid or args.prdc or args.nearest or args.per_class), []
+    if args.rank:  # the first process downloads and unpacks, then the others read
+        dist.barrier()
+    sets = [open_set(path, args, device) for path in (args.real, *args.fake)]
+    check_sets(sets, args, keep)
     measured = any(isinstance(each, Images) for each in sets)
     net, digits = load_inception(args, device) if measured else (None, None)
     if args.world > 1 and not args.rank:

@@ -297,9 +297,8 @@ def autocast(net, device):
 
 
 def train(train_step, state, images, labels, args, device, rank, world):
-    """Run train_step(batches) from state["step"] to the end of --epochs. What a step reads or
-    changes on the device stays where it is, so that a graph can hold it, and its random numbers are
-    a function of (seed, step, rank), so that a resumed run has the same."""
+    """Run train_step(batches) from state["step"] to the end of --epochs. What it changes stays in
+    place, for a graph to hold; its random numbers are a function of (seed, step, rank)."""
     per_step = getattr(args, "n_critic", 1) * args.batch_size
     per_epoch = max(1, len(images) // per_step)
     start, last, cuda = state["step"], per_epoch * args.epochs, device.type == "cuda"
@@ -349,15 +348,14 @@ def train(train_step, state, images, labels, args, device, rank, world):
             graph.replay() if graph else step()
             ended = (t + 1) % per_epoch == 0  # then CUDA is waited for, before the clock is read
             broken = (ended or not cuda) and not state["totals"].isfinite().all()
-            state |= {"step": t + 1, "seconds": time.perf_counter() - begun}
+            state |= {"step": t + 1, "seconds": (now := time.perf_counter() - begun)}
             if tqdm:
                 bar.update()
-            unsaved = state["seconds"] - saved
             if ended and not broken:
                 end_epoch(state, args, last)
-            if signals or broken or unsaved > (10 if ended else 600) or t + 1 == last:
+            if signals or broken or now - saved > (10 if ended else 600) or t + 1 == last:
                 save_checkpoint(state, args)
-                saved = state["seconds"]
+                saved = now
 
 
 @contextmanager
