@@ -24,7 +24,7 @@ Usage
     python fid.py cifar10.npz runs/dcgan/snapshots/epoch_0010.pt --plot fid.png
     torchrun --nproc-per-node=4 fid.py real/ fake/            each process takes a share
 
-REAL and FAKE are folders at any depth, .zip archives, .npy or .npz files of uint8 (N, H, W, 3),
+REAL and FAKE are folders at any depth, .zip archives, .npy or .npz files of uint8 (N, H, W[, 3]),
 .npz files of statistics (mu, sigma), cifar10, stl10, celeba, lsun-NAME, sprites, or generators:
 checkpoints and snapshots of dcgan.py, wgan.py and wgan_gp.py, and state dicts in the layout of
 pytorch/examples. Files written: those of the flags, and REAL's statistics in --cache.
@@ -763,13 +763,14 @@ def open_data(data, size, cache):
             raise ValueError("neither a folder nor a .zip, .npy or .npz")
         arrays = np.load(path, mmap_mode="r", allow_pickle=False)
         arrays = dict(arrays) if hasattr(arrays, "files") else {"images": arrays}
-        fit = [a for a in arrays.values() if a.dtype == np.uint8 and a.shape[3:] == (3,) and a.size]
+        fit = [a for a in arrays.values() if a.dtype == np.uint8 and a.size]
+        fit = [a for a in fit if a.shape[3:] == (3,) or a.ndim == 3 < a.shape[2]]  # colour, grey
         pixels = arrays.get("images", fit[0] if len(fit) == 1 else np.zeros(0))
         labels = arrays.get("labels", np.zeros(pixels.shape[:1], int))
         integers = labels.shape == pixels.shape[:1] and labels.dtype.kind in "iu"
         if not integers or not any(pixels is a for a in fit):
             found = ", ".join(f"{key} {a.dtype} {a.shape}" for key, a in arrays.items())
-            raise ValueError(f"must be images uint8 (N, H, W, 3), labels int (N,), not {found}")
+            raise ValueError(f"must be images uint8 (N, H, W[, 3]), labels int (N,), not {found}")
     except FileNotFoundError:
         raise SystemExit(f"{data}: no such file or folder, and none of {', '.join(NAMES)}")
     except Exception as error:  # numpy and zipfile raise nearly anything on a damaged file
