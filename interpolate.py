@@ -103,8 +103,7 @@ def class_codes(args, names):
 
 
 def latent_rows(args, G, z_dim, names, codes):
-    """Rows of what G takes, (columns, z_dim + classes), and of labels, of any picture but
-    arithmetic and samples."""
+    """Rows of (columns, z_dim + classes) for G, and of labels; not for arithmetic and samples."""
     blank, turns = [""] * (args.steps - 2), codes[:1, None]
     if args.between:
         turns = torch.lerp(*codes[:, None], torch.linspace(0, 1, args.steps)[:, None])[None]
@@ -609,7 +608,8 @@ def main(argv=None):
         rows = generate(torch.cat(z)).split([len(row) for row in z])
     page = labelled_grid(rows, labels)
     atomic_write(out, lambda file: page.save(file, "PNG"))
-    say(f"{out}: {page.width} x {page.height} pixels")
+    shown = names[:1] if args.kind in ("arithmetic", "grid", "traverse") else []
+    say(", class ".join([f"{out}: {page.width} x {page.height} pixels", *shown]))
 
 
 if __name__ == "__main__":

@@ -396,10 +396,11 @@ def test_samples_are_in_equal_shares(conditional, tmp_path, monkeypatch, names, 
 @pytest.mark.parametrize(
     "kind", [["--grid", "1,2,3"], ["--traverse", "1"], ["--arithmetic", "1-2+3"]]
 )
-def test_other_pictures_are_of_the_first_class(conditional, tmp_path, monkeypatch, kind):
+def test_other_pictures_are_of_the_first_class(conditional, tmp_path, monkeypatch, capsys, kind):
     path, G = conditional
     monkeypatch.chdir(tmp_path)
     interpolate.main([str(path), *kind, "--class", "dog", "--out", "a.png"])
+    assert "pixels, class dog\n" in capsys.readouterr().out
     interpolate.main([str(path), *kind, "--class", "cat", "--out", "b.png"])
     assert Path("a.png").read_bytes() != Path("b.png").read_bytes()
     if kind[0] == "--traverse":
