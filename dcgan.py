@@ -32,7 +32,7 @@ Ablations of the paper's advice
     python dcgan.py --lr 1e-3 --betas 0.9 0.999       Adam's own defaults
 
 Writes to --out (default runs/dcgan)
-    args.json, dcgan.py      how the run was made
+    args.json, dcgan.py        how the run was made
     log.csv, loss.png          means over each epoch's steps, and curves (with matplotlib)
     samples/epoch_0001.png     64 images; cell i is the latent of seed i, in every epoch
     checkpoint.pt              everything a resumed run needs
@@ -126,7 +126,7 @@ class Generator(nn.Module):
         b, n = first_map(size)
         c = [min(width << i, 1024) for i in reversed(range(n))]  # channels at b, 2b, ..., size/2
         bias = norm == "none"  # a batch norm would take a bias out again
-        Norm = nn.Identity if norm == "none" else nn.BatchNorm2d
+        Norm = {"none": nn.Identity, "batch": nn.BatchNorm2d}[norm]
         layers = [nn.ConvTranspose2d(z_dim + classes, c[0], b, 1, 0, bias=bias)]  # (B, 512, 4, 4)
         layers += [Norm(c[0]), nn.ReLU(inplace=True)]
         for c_in, c_out in pairwise(c):  # (B, 256, 8, 8), (B, 128, 16, 16)
@@ -371,8 +371,8 @@ def load_checkpoint(args):
     """The checkpoint that --resume asks for, or None for a new run. Runs no code from the file."""
     path = Path(args.out, "checkpoint.pt")
     if not args.resume:
-        if path.exists():
-            raise SystemExit(f"--out {args.out}: holds a run; add --resume, or name another folder")
+        if path.exists() or path.with_name("log.csv").exists():
+            raise SystemExit(f"--out {args.out}: holds a run; name another folder, or add --resume")
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -436,7 +436,7 @@ def start_run(state, saved, images, args, device_name):
         say(f"--data {args.data}: other images than before; the run goes on with these")
         state["images"] = known
     what = f"{len(images):,} images of {args.data} at {args.size}x{args.size}, {device_name}"
-    say(f"{SCRIPT}: {', '.join([what, *state['classes']])}")
+    say(f"{SCRIPT}: {what}" + f"; classes: {', '.join(state['classes'])}" * args.conditional)
     if args.data == "sprites":
         same = " ".join(f"--{k.replace('_', '-')} {getattr(args, k)}" for k in DEMO)
         say(f"a short demonstration, with settings for sprites: {same}")
@@ -589,9 +589,9 @@ def atomic_write(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
-        kept = "the previous version is intact" if path.exists() else "nothing was written"
-        raise SystemExit(f"{path}: cannot be written ({first_line(error)}); {kept}")
+    except (OSError, RuntimeError) as error:  # torch.save turns the first into the second
+        kept = "the previous version is intact" if path.exists() else "no file is left"
+        raise SystemExit(f"{path}: not written ({first_line(error.__context__ or error)}); {kept}")
     finally:
         if os.path.exists(partial):
             partial.unlink()
@@ -606,7 +606,7 @@ def locked(folder, seconds=0):
             lock = stack.enter_context(closing(sqlite3.connect(folder / ".lock", timeout=seconds)))
             lock.execute("BEGIN EXCLUSIVE")  # SQLite knows how every system locks
         except (OSError, sqlite3.Error) as error:
-            raise SystemExit(f"{folder}: used by another process, or not to be written ({error})")
+            raise SystemExit(f"{folder}: {error}: used by another process, or not to be written")
         yield
 
 
@@ -678,7 +678,7 @@ def conditions(labels, names, args):
         return torch.zeros_like(labels), []
     present, labels = labels.unique(return_inverse=True)
     if len(present) == 1:
-        advice = "a folder for each class makes them"
+        advice = "a folder for each makes them, or `labels` in an .npz"
         raise SystemExit(f"--conditional: {args.data} has one class, {names[present[0]]}; {advice}")
     return labels, [names[i] for i in present]
 
@@ -886,7 +886,7 @@ def build_parser():
     add("--no-graph", action="store_true", help="on CUDA, launch each kernel by itself: slower")
     add("--snapshot-every", type=int, default=10, metavar="N", help="epochs; the last is kept too")
     add("--out", default=f"runs/{SCRIPT[:-3]}", metavar="DIR", help="run folder, not yet in use")
-    add("--resume", action="store_true", help="go on from --out, with its flags")
+    add("--resume", action="store_true", help="go on from --out, with its flags; --data may move")
     for action in parser._actions:
         if action.default not in (None, False, argparse.SUPPRESS):
             action.help += " (default %(default)s)"

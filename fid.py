@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=2", "scipy>=1.11", "pillow>=10.1",
+# dependencies = ["torch>=2.6", "torchvision>=0.21", "numpy>=2", "scipy>=1.13", "pillow>=10.1",
 #                 "tqdm", "matplotlib"]
 # ///
 """FID: the Fréchet Inception distance between sets of images (Martin Heusel, Hubert Ramsauer,
@@ -157,7 +157,7 @@ def load_inception(args, device):
         net = Inception(dict(weights), args.dims, args.inception_score, device, dtype)
     except (AttributeError, TypeError, ValueError) as error:
         need = f"--dims {args.dims}" + " and --is" * args.inception_score
-        raise SystemExit(f"{path}: not the Inception weights that {need} needs ({error})")
+        raise SystemExit(f"{path}: not the Inception weights for {need} ({error})")
     return net, hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
@@ -167,9 +167,9 @@ def load_inception(args, device):
 def frechet_distance(mu1, root1, mu2, root2):
     """Squared Fréchet distance of the Gaussians N(mu1, R1^T R1) and N(mu2, R2^T R2), float64.
 
-    mu (d,), roots (any, d): `square_root(sigma)`, or centred features / sqrt(N - 1). Dowson and
-    Landau 1982: |mu1 - mu2|^2 + tr Sigma1 + tr Sigma2 - 2 tr (Sigma1 Sigma2)^(1/2), where the last
-    trace is the nuclear norm of M = R1 R2^T, the sum of the roots of M M^T's eigenvalues.
+    mu (d,), roots (any, d): `square_root(sigma)`, or for N < d centred features / sqrt(N - 1).
+    Dowson and Landau 1982: |mu1 - mu2|^2 + tr Sigma1 + tr Sigma2 - 2 tr (Sigma1 Sigma2)^(1/2), the
+    last being the nuclear norm of M = R1 R2^T, the sum of the roots of M M^T's eigenvalues.
     """
     m = root1 @ root2.T
     m = m @ m.T if len(m) <= m.shape[1] else m.T @ m
@@ -600,9 +600,9 @@ def atomic_write(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
-        kept = "the previous version is intact" if path.exists() else "nothing was written"
-        raise SystemExit(f"{path}: cannot be written ({first_line(error)}); {kept}")
+    except (OSError, RuntimeError) as error:  # torch.save turns the first into the second
+        kept = "the previous version is intact" if path.exists() else "no file is left"
+        raise SystemExit(f"{path}: not written ({first_line(error.__context__ or error)}); {kept}")
     finally:
         if os.path.exists(partial):
             partial.unlink()
@@ -946,7 +946,7 @@ def build_parser():
         help="write REAL's statistics to this .npz, which serves as REAL here and in pytorch-fid")
     add("--json", metavar="FILE", help="write all results, in full precision, to this file")
     add("--plot", metavar="FILE",
-        help="FAKEs are snapshots: draw FID over generator updates, a curve per run, to this .png, "
+        help="draw FID over generator updates, of snapshots or run folders as FAKE, to this .png, "
              "and its numbers to a .csv beside it (a FILE ending in .csv: the numbers alone)")
     add("--allow-few", action="store_true",
         help="accept fewer than 2048 images, for comparisons at equal N; never to quote")
@@ -979,7 +979,7 @@ def parse_args(argv=None):
     if not args.fake and (any(of_fakes) or not args.save_stats):
         parser.error("name a FAKE; without one there is --save-stats FILE alone")
     if args.plot:  # of a folder of snapshots, all
-        folders = [sorted(map(str, Path(fake).glob("*.pt"))) or [fake] for fake in args.fake]
+        folders = [sorted(map(str, Path(fake).rglob("epoch_*.pt"))) or [fake] for fake in args.fake]
         args.fake = [fake for folder in folders for fake in folder]
     if args.plot and not all(fake.endswith(GENERATORS) for fake in args.fake):
         parser.error("--plot: takes checkpoints and snapshots, which know their step, as FAKE")
@@ -1035,9 +1035,9 @@ def write_plot(path, results, measure):
     for folder, points in runs.items():
         axes.plot(*zip(*sorted(points)), marker=".", label=folder.name)
     name = f"{measure} (N = {results[0]['n']:,})"
-    axes.set(xlabel="generator updates", ylabel=name, ylim=(0, None))
+    axes.set(xlabel="generator updates", ylabel=name, ylim=(0, None), ymargin=0.1)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")
     atomic_write(path, lambda f: figure.savefig(f, format="png", dpi=120))
 
 

@@ -624,9 +624,9 @@ def atomic_write(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
-        kept = "the previous version is intact" if path.exists() else "nothing was written"
-        raise SystemExit(f"{path}: cannot be written ({first_line(error)}); {kept}")
+    except (OSError, RuntimeError) as error:  # torch.save turns the first into the second
+        kept = "the previous version is intact" if path.exists() else "no file is left"
+        raise SystemExit(f"{path}: not written ({first_line(error.__context__ or error)}); {kept}")
     finally:
         if os.path.exists(partial):
             partial.unlink()

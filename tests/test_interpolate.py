@@ -800,10 +800,10 @@ def test_other_flags_that_do_not_fit(G):
 @pytest.mark.parametrize("flags", [[], ["--samples", 4]])
 def test_a_path_that_cannot_be_written_to(G, flags):
     Path("file").write_text("in the way")
-    assert "cannot be written" in refusal(*flags, "--out", "file/i.png")
+    assert ": not written" in refusal(*flags, "--out", "file/i.png")
     if flags:
         assert refusal(*flags, "--out", "file").startswith("--out file: is no folder")
-        assert "cannot be written" in refusal(*flags, "--out", "file/fake")
+        assert ": not written" in refusal(*flags, "--out", "file/fake")
     assert Path("file").read_text() == "in the way"
 
 
@@ -822,7 +822,7 @@ def test_a_full_disk_leaves_nothing_half_written(G, out):
     )
     done = process("-c", code, "g.pt", "--device", "cpu", *flags, "--out", out)
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
-    assert "cannot be written" in done.stderr
+    assert ": not written" in done.stderr
     if kept:
         assert Path(out).read_bytes() == kept
     else:
