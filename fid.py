@@ -50,6 +50,7 @@ import os
 import re
 import socket
 import sys
+import time
 import warnings
 import zipfile
 from collections import Counter, OrderedDict, namedtuple
@@ -552,8 +553,8 @@ def set_up_device(device, precision):
     elif device.type == "cpu":
         _ = np.finfo(np.float32), np.finfo(np.float64)  # which numpy 2.0 cannot tell afterwards
         torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
-        name, cpuinfo = f"cpu ({torch.get_num_threads()} threads)", Path("/proc/cpuinfo")
-        bf16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+        name = f"cpu ({torch.get_num_threads()} threads)"
+        bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     return device, name, ("bf16" if bf16 else "fp32") if precision == "auto" else precision
 
 
@@ -569,10 +570,9 @@ def join_processes(device):
 
 
 def say(text):
-    """print, which neither a closed pipe nor a letter that stdout cannot show brings to an end."""
-    coding = sys.stdout.encoding or "utf-8"
+    """print, which a closed pipe does not bring to an end."""
     try:
-        print(text.encode(coding, "replace").decode(coding), flush=True)
+        print(text, flush=True)
     except OSError:  # nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -599,12 +599,15 @@ def atomic_write(path, write):
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        with suppress(PermissionError):  # on Windows, while another program reads it
+            return os.replace(partial, path)
+        time.sleep(2)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save turns the first into the second
         kept = "the previous version is intact" if path.exists() else "no file is left"
         raise SystemExit(f"{path}: not written ({first_line(error.__context__ or error)}); {kept}")
     finally:
-        if os.path.exists(partial):
+        with suppress(OSError):
             partial.unlink()
 
 
@@ -1118,6 +1121,7 @@ def count(stats):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # it may lack a letter, as on Windows
     try:
         main()
     except KeyboardInterrupt:

@@ -4,9 +4,8 @@
 # ///
 """Explore a generator's latent space: interpolation, arithmetic, planes, directions, samples.
 
-A generator G makes an image of a latent z ~ N(0, I). What lies between two latents, and which
-directions mean something, shows what G has learned. z_k, of seed k, gives the same image on every
-device, at every batch size and in cell k of a trainer's grids, but for a rare pixel one level off.
+A generator G makes an image of a latent z ~ N(0, I). z_k, of seed k, gives the same image on every
+device, in any batch and in cell k of a trainer's grids, but for a rare pixel one level off.
 
     interpolation  G(z) for z on the arc from z_a to z_b, at equal angles
     arithmetic     G(mean(z_3, z_5, z_8) - z_17 + z_42)          Radford et al. (arXiv 1511.06434)
@@ -41,9 +40,11 @@ import os
 import re
 import runpy
 import sys
+import time
 import warnings
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import cycle, pairwise, zip_longest
 from pathlib import Path
 
@@ -93,8 +94,7 @@ def principal_directions(G, z_dim=None):
 
 
 def class_codes(args, names):
-    """The names of the classes that are asked for and their one-hot codes, (k, classes); of an
-    unconditional generator none, and one code of width 0."""
+    """The classes asked for and their one-hot codes (k, classes): none, and (1, 0), without any."""
     asked = args.between or args.classes or names
     if unknown := " ".join(name for name in asked if name not in names):
         known = f"has {', '.join(names)}" if names else "was trained without --conditional"
@@ -171,11 +171,8 @@ def expression(text):
 
 
 def arithmetic(text, latent, generate):
-    """The rows and labels of the picture of an expression, and the latent that it comes to.
-
-    A column per term, a mean below what it is the mean of; on the right the result and, with noise
-    of +-0.25 added, eight neighbours, as in figure 7 of Radford et al.
-    """
+    """Rows and labels of an expression's picture, and its latent. A column per term, a mean below
+    what it is of; then the result and, +-0.25 away, eight neighbours (Radford et al., figure 7)."""
     tree, columns, blank = ast.parse(text, mode="eval").body, [], (None, "")
     for sign, node in terms(tree):
         parts = node.elts if isinstance(node, ast.Tuple) and len(node.elts) > 1 else []
@@ -235,7 +232,7 @@ def write_folder(folder, n, batches, made_by):
     """Write the images of seeds 0 to n - 1 as PNGs, those alone that are not there already."""
     manifest, names = folder / "samples.json", [f"{seed:06}.png" for seed in range(n)]
     try:
-        there = set(os.listdir(folder)) if folder.exists() else set()
+        there = {n for n in os.listdir(folder) if n[0] != "."} if folder.exists() else set()
         same = not there or json.loads(manifest.read_bytes())["sha256"] == made_by["sha256"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SystemExit(f"--out {folder}: is no folder of samples ({first_line(error)})")
@@ -418,10 +415,9 @@ def find_device(name):
 
 
 def say(text):
-    """print, which neither a closed pipe nor a letter that stdout cannot show brings to an end."""
-    coding = sys.stdout.encoding or "utf-8"
+    """print, which a closed pipe does not bring to an end."""
     try:
-        print(text.encode(coding, "replace").decode(coding), flush=True)
+        print(text, flush=True)
     except OSError:  # nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -441,12 +437,15 @@ def atomic_write(path, write):
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        with suppress(PermissionError):  # on Windows, while another program reads it
+            return os.replace(partial, path)
+        time.sleep(2)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save turns the first into the second
         kept = "the previous version is intact" if path.exists() else "no file is left"
         raise SystemExit(f"{path}: not written ({first_line(error.__context__ or error)}); {kept}")
     finally:
-        if os.path.exists(partial):
+        with suppress(OSError):
             partial.unlink()
 
 
@@ -613,6 +612,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # it may lack a letter, as on Windows
     try:
         main()
     except KeyboardInterrupt:

@@ -498,7 +498,7 @@ def file_name(url, sha256, suffix):
     stem = re.sub(r"\.\w{1,5}$", "", unquote(urlsplit(url).path.rpartition("/")[2]))
     stem = re.sub(r"[^\w .()'&+,!-]", "_", stem).strip(" .-")
     stem = stem.encode()[:100].decode(errors="ignore") or "picture"
-    return f"{stem}-{sha256[:8]}{suffix}"
+    return f"{stem}-{sha256[:8]}{suffix}".lower()  # many systems take A and a for the same
 
 
 def contact_sheet(out, records, side=48):
@@ -623,12 +623,15 @@ def atomic_write(path, write):
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        with suppress(PermissionError):  # on Windows, while another program reads it
+            return os.replace(partial, path)
+        time.sleep(2)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save turns the first into the second
         kept = "the previous version is intact" if path.exists() else "no file is left"
         raise SystemExit(f"{path}: not written ({first_line(error.__context__ or error)}); {kept}")
     finally:
-        if os.path.exists(partial):
+        with suppress(OSError):
             partial.unlink()
 
 
@@ -678,8 +681,6 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a console may lack a letter of a path
     args, folder = parse_args(argv), None
 
     def interrupt(number, frame):
@@ -718,4 +719,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # it may lack a letter, as on Windows
     main()

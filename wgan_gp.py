@@ -49,7 +49,6 @@ import hashlib
 import io
 import json
 import os
-import shlex
 import signal
 import socket
 import sqlite3
@@ -340,7 +339,7 @@ def stop_signals(out):
         for number, handler in before.items():
             signal.signal(number, handler)
     if caught:
-        say(f"\nstopped; go on with python {Path(__file__).name} --out {shlex.quote(out)} --resume")
+        say(f'\nstopped; go on with python {Path(__file__).name} --out "{out}" --resume')
         raise SystemExit(128 + caught[0])
 
 
@@ -530,8 +529,8 @@ def set_up_device(device, precision):
     elif device.type == "cpu":
         _ = np.finfo(np.float32), np.finfo(np.float64)  # which numpy 2.0 cannot tell afterwards
         torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
-        name, cpuinfo = f"cpu ({torch.get_num_threads()} threads)", Path("/proc/cpuinfo")
-        bf16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+        name = f"cpu ({torch.get_num_threads()} threads)"
+        bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     return device, name, ("bf16" if bf16 else "fp32") if precision == "auto" else precision
 
 
@@ -547,10 +546,9 @@ def join_processes(device):
 
 
 def say(text):
-    """print, which neither a closed pipe nor a letter that stdout cannot show brings to an end."""
-    coding = sys.stdout.encoding or "utf-8"
+    """print, which a closed pipe does not bring to an end."""
     try:
-        print(text.encode(coding, "replace").decode(coding), flush=True)
+        print(text, flush=True)
     except OSError:  # nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -570,12 +568,15 @@ def atomic_write(path, write):
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        with suppress(PermissionError):  # on Windows, while another program reads it
+            return os.replace(partial, path)
+        time.sleep(2)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save turns the first into the second
         kept = "the previous version is intact" if path.exists() else "no file is left"
         raise SystemExit(f"{path}: not written ({first_line(error.__context__ or error)}); {kept}")
     finally:
-        if os.path.exists(partial):
+        with suppress(OSError):
             partial.unlink()
 
 
@@ -585,8 +586,13 @@ def locked(folder, seconds=0):
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(closing(sqlite3.connect(folder / ".lock", timeout=seconds)))
-            lock.execute("BEGIN EXCLUSIVE")  # SQLite knows how every system locks
+            lock = stack.enter_context(closing(sqlite3.connect(folder / ".lock", timeout=0.5)))
+            while not lock.in_transaction:
+                try:
+                    lock.execute("BEGIN EXCLUSIVE")  # SQLite knows how every system locks
+                except sqlite3.OperationalError as error:  # after half a second, to hear Ctrl-C
+                    if (seconds := seconds - 0.5) < 0 or "locked" not in str(error):
+                        raise
         except (OSError, sqlite3.Error) as error:
             raise SystemExit(f"{folder}: {error}: used by another process, or not to be written")
         yield
@@ -949,6 +955,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # it may lack a letter, as on Windows
     try:
         main()
     except KeyboardInterrupt:

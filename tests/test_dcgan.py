@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -702,6 +703,12 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(folder, monkeypatc
     assert load("runs/dcgan/checkpoint.pt")["step"] == 0  # the start, which is good
 
 
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux tells what a CPU can")
+def test_bfloat16_is_used_where_the_cpu_multiplies_it():
+    can = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    assert dcgan.set_up_device("cpu", "auto")[2] == ("bf16" if can else "fp32")
+
+
 def test_a_device_that_is_not_there():
     with pytest.raises(SystemExit, match="--device cuda:77: cannot be used here"):
         dcgan.set_up_device("cuda:77", "auto")
@@ -724,22 +731,36 @@ def test_a_second_run_in_one_folder_ends_at_once(folder):
     run("--epochs", 1)
 
 
-def test_a_killed_process_gives_its_lock_back(folder):
-    code = "import dcgan, time, pathlib\nwith dcgan.locked(pathlib.Path('x')):\n"
-    code += "    print(1, flush=True)\n    time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=path_env())
-    process.stdout.readline()
+def test_a_killed_process_gives_its_lock_back_and_who_waits_hears_ctrl_c(folder):
+    def holder(seconds, nap):
+        code = "import dcgan, time, pathlib, signal; signal.signal(2, signal.default_int_handler)\n"
+        code += f"print(1, flush=True)\nwith dcgan.locked(pathlib.Path('x'), {seconds}):\n"
+        code += f"    print(2, flush=True)\n    time.sleep({nap})"
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": path_env()}
+        process = subprocess.Popen([sys.executable, "-c", code], **pipes)
+        assert process.stdout.readline().strip() == b"1"
+        return process
+
+    first = holder(0, 60)
+    assert first.stdout.readline().strip() == b"2"
     with pytest.raises(SystemExit, match="used by another process"), dcgan.locked(Path("x")):
         pass
-    process.kill()
-    process.communicate()
+    second, third = holder(60, 0), holder(60, 0)
+    if os.name != "nt":
+        second.send_signal(signal.SIGINT)
+        assert b"KeyboardInterrupt" in second.communicate(timeout=20)[1]
+    assert third.poll() is None
+    first.kill()
+    first.communicate()
+    assert third.communicate(timeout=20) == (b"2\n", b"")
+    second.communicate()
     with dcgan.locked(Path("x")):
         pass
 
 
 def test_an_out_folder_that_cannot_be_written_is_named_before_decoding(folder):
     Path("file").write_text("")
-    assert "file/run: used by" in refusal("--out", "file/run")
+    assert "file/run: [Errno 20]" in refusal("--out", "file/run")
     assert not Path("data").exists()
 
 
@@ -799,17 +820,28 @@ def test_a_run_goes_on_when_its_reader_has_gone_and_over_letters_that_stdout_lac
     assert load("runs/dcgan/checkpoint.pt")["epoch"] == 3
     done = subprocess.run([*command, "--out", "b"], env=env, capture_output=True)
     assert done.returncode == 0 and b"bilder-?.npy" in done.stdout
+    for script in ("wgan_gp.py", "wgan.py", "fid.py", "interpolate.py", "scrape_spirits.py"):
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT.with_name(script)), "--help"],
+            env=path_env(PYTHONIOENCODING="ascii"),
+            capture_output=True,
+        )
+        assert (done.returncode, done.stderr) == (0, b"") and b"usage" in done.stdout
 
 
-def test_a_picture_that_another_program_holds_open_costs_a_warning(folder, monkeypatch, capsys):
+def test_a_file_that_another_program_holds_open(folder, monkeypatch, capsys):
+    """As on Windows: for a moment it costs nothing, for long a picture or log costs a warning."""
     replace = os.replace
 
     def held(source, target):
-        if Path(target).suffix in (".csv", ".png"):
+        if Path(target).suffix in (".csv", ".png") or target not in waited:
+            waited.append(target)
             raise PermissionError(13, "held open", str(target))
         replace(source, target)
 
+    waited, sleep = [], time.sleep
     monkeypatch.setattr(os, "replace", held)
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(seconds / 1000))
     run("--epochs", 2)
     assert capsys.readouterr().out.count("warning: runs/dcgan/log.csv: not written") == 2
     assert load("runs/dcgan/checkpoint.pt")["epoch"] == 2

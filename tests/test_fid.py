@@ -57,6 +57,8 @@ def pytorch_fid(weights, monkeypatch):
         with warnings.catch_warnings():  # few images have a singular covariance
             warnings.simplefilter("ignore")
             root = scipy.linalg.sqrtm(a)
+        if not np.isfinite(root).all():  # scipy 1.18, of a singular one; what counts is the trace
+            root = np.diag(np.sqrt(scipy.linalg.eigvals(a)))
         return root if disp is None else (root, None)
 
     monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: dict(weights))

@@ -471,7 +471,9 @@ def test_a_folder_of_other_images_is_refused(G, capsys):
     assert f"{words} 4;" in refusal("--samples", 4, "--out", "fake")
     assert samples("fake") == before
     Path("fake/notes.txt").write_text("of my own")
+    Path("fake/._000000.png").write_text("of macOS")
     run("--samples", 6, "--out", "fake")
+    Path("fake/._000000.png").unlink()
     assert before.items() < samples("fake").items() and len(samples("fake")) == 6
     Image.new("RGB", (4, 4)).save("fake/photo.jpg")
     assert f"{words} 6;" in refusal("--samples", 6, "--out", "fake")

@@ -15,7 +15,6 @@ import os
 import pickle
 import random
 import re
-import resource
 import signal
 import struct
 import subprocess
@@ -54,8 +53,8 @@ TINY = "--data set --size 16 --g-width 4 --d-width 4 --z-dim 8 --batch-size 16 -
 TINY += ["--snapshot-every", "3", "--device", "cpu"]
 COUNTS = defaultdict(Counter)  # of each row of the report: outcome -> times
 
+resource = pytest.importorskip("resource", reason="SIGKILL, limits and mounts are POSIX")
 pytestmark = [
-    pytest.mark.skipif(os.name == "nt", reason="SIGKILL, limits and mounts are POSIX"),
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # numpy's own
 ]
 
@@ -376,7 +375,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(untouched, rn
     whole, operations, _ = untouched(module)
     done, moment = child(fault, rng.randint(20, operations), module, *TINY, "--out", "out/1")
     if moment in ("training", "checkpoint", "picture or log") and done.returncode == code:
-        assert f"go on with python {name}.py --out out/1 --resume" in done.stdout
+        assert f'go on with python {name}.py --out "out/1" --resume' in done.stdout
         COUNTS[f"{fault}, trainers"][f"checkpoint while {moment}, exit {code}"] += 1
     else:  # before the first step, or in the last
         assert done.returncode in (code, 0, -getattr(signal, fault))
