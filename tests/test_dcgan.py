@@ -361,7 +361,7 @@ def test_a_signal_stops_after_a_step_and_loses_nothing(folder, monkeypatch, caps
         run("--epochs", 3, "--out", "parts", "--lr-decay")
     assert stop.value.code == 128 + number and signal.getsignal(number) is before
     assert load("parts/checkpoint.pt")["step"] == step
-    assert "python dcgan.py --out parts --resume" in capsys.readouterr().out
+    assert 'python dcgan.py --out "parts" --resume' in capsys.readouterr().out
     monkeypatch.setattr(dcgan, "train_step", train_step)
     dcgan.main(["--out", "parts", "--resume"])
     assert_same(load("whole/checkpoint.pt"), load("parts/checkpoint.pt"))
