@@ -37,7 +37,8 @@ def workplace(tmp_path, monkeypatch):
         Image.fromarray(pixels).save(folder / f"{i}.png")
     for copy in ("cifar10-250", "cifar10-500", "data/gallery"):
         shutil.copytree("cifar10-train", copy)
-    for name in ("cifar10-train-part0", "cifar10-train-part1", "celeba-10k-89x109", "clothing-3781-64x64"):
+    archives = "cifar10-train-part0 cifar10-train-part1 celeba-10k-89x109 clothing-3781-64x64"
+    for name in archives.split():
         shutil.make_archive(name, "zip", "cifar10-train")
     torch.manual_seed(0)
     options = {"num_classes": 1008, "aux_logits": False, "init_weights": False}
