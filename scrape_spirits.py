@@ -13,13 +13,13 @@ Made for the 1,395 "spirits" of Super Smash Bros. Ultimate: on that page every e
     python scrape_spirits.py --url https://example.org/art --select thumb --follow --out data/art
 
 data/spirits then holds each picture once, byte for byte, with the start of its sha256 in its name,
-and manifest.jsonl, one line per address; data/spirits-contact.png shows all pictures.
+and manifest.jsonl, one line per address; data/spirits-contact.png shows all of them. The same
+command continues after Ctrl-C, a crash or failures: what is there whole is never fetched again.
 
-The same command continues after Ctrl-C, a crash or failures: what is there whole is never fetched
-again. robots.txt is obeyed (RFC 9309, Crawl-delay), also after a redirect. 408, 429, 5xx and
-time-outs bring a pause, of Retry-After or of 1, 2, 4, 8 s; 10 failures in a row stop the run. A
-picture is what Pillow decodes to the end. Exit code: 0 if every picture came, 1 if not, 2 for
-wrong flags, 130 after Ctrl-C.
+robots.txt is obeyed (RFC 9309, Crawl-delay), also after a redirect. 408, 429, 5xx and time-outs
+bring a pause, of Retry-After or of 1, 2, 4, 8 s; 10 failures in a row stop the run. A picture is
+what Pillow decodes to the end. Exit code: 0 if every picture came, 1 if not, 2 for wrong flags,
+130 after Ctrl-C.
 """
 
 import argparse
@@ -49,12 +49,11 @@ AGENT = "scrape_spirits/1 (collects pictures for a training set; obeys robots.tx
 RETRIES = 4  # of one request
 RETRIED = {408, 429, *range(500, 600)}  # HTTP status
 BACKOFF = 1.0  # seconds before the first retry; doubled for each further one
-LONGEST_WAIT = 600  # seconds for which a host may ask
-LONGEST_FILE = 300  # seconds in which a file must come
+LONGEST_WAIT = 600  # seconds of a pause that a host may ask for
+LONGEST_FILE = 300  # seconds in which a file must have come
 MAX_FAILURES = 10  # in a row; then the run stops
 MANIFEST = "manifest.jsonl"
-SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "GIF": ".gif", "WEBP": ".webp"}
-SUFFIXES |= {"BMP": ".bmp", "AVIF": ".avif"}  # what browsers show
+SUFFIXES = {"PNG": ".png", "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp", "AVIF": ".avif"}
 # an address that ends like a picture file; with a colon it is a wiki's page about one
 PICTURE_FILE = re.compile(r"(?i)[^?]+/[^/:?]+\.(png|jpe?g|gif|webp|bmp|avif)(\?|$)")
 CANDIDATE = re.compile(r"([^\s,]\S*)\s+(\d+\.?\d*)[wx]\s*(?:,|$)")  # of a srcset: address, size
@@ -80,10 +79,12 @@ def list_pictures(web, args, failed):
             failed.pop()
     if not pictures and not failed:
         what = f"elements of class {' '.join(args.select)!r}" if args.select else "pictures"
-        raise SystemExit(f"no {what} in the host's HTML; what a script adds to it is out of reach")
-    allowed = [url for url in list(pictures)[: args.limit] if web.allows(url)]
-    print(f"{len(allowed):,} of {len(pictures):,} pictures to have (--limit, robots.txt)")
-    return allowed
+        raise SystemExit(f"no {what} in the HTML of the host; what a script adds is out of reach")
+    chosen = list(pictures)[: args.limit]
+    forbidden = [url for url in chosen if not web.allows(url)]
+    failed += forbidden
+    print(f"{len(chosen):,} pictures in all, {len(forbidden):,} forbidden by robots.txt")
+    return [url for url in chosen if url not in forbidden]
 
 
 def scrape(pictures, records, web, args, failed):
@@ -122,7 +123,8 @@ class Page(HTMLParser):
 
     def __init__(self, html, address, classes):
         super().__init__()
-        self.base, self.following = address, ""  # the page of rel=next
+        self.base = address
+        self.following = ""  # the page of rel=next
         self.classes, self.groups = classes, []
         self.rest = defaultdict(list)  # what is in no group
         self.open = [("", self.rest)]  # the open elements: tag, group
@@ -157,7 +159,7 @@ class Page(HTMLParser):
             self.open.append((tag, group))
 
     def handle_endtag(self, tag):
-        if tag in [name for name, _ in self.open]:
+        if any(tag == name for name, _ in reversed(self.open)):
             while self.open.pop()[0] != tag:  # what is open inside ends with it
                 pass
 
@@ -165,11 +167,9 @@ class Page(HTMLParser):
 def find_links(html, address, select=None):
     """(addresses of the pictures, that of the next page or "") of a page."""
     page = Page(html, address, set(select or ["spiritDiv"]))
-    found = []
+    found = [] if page.groups or select else page.rest["file"] + page.rest["image"]
     for group in page.groups:
         found += group["file"] or group["image"] or group["link"]
-    if not page.groups and not select:
-        found = page.rest["file"] + page.rest["image"]
     return [url for url in dict.fromkeys(found) if url], page.following
 
 
@@ -177,7 +177,8 @@ def image_address(base, attrs):
     """The largest picture of an <img>: data-... first, since the others may be placeholders."""
     for name in ("data-srcset", "data-original", "data-lazy-src", "data-src", "srcset", "src"):
         sizes = {address: float(size) for address, size in CANDIDATE.findall(attrs[name])}
-        url = resolve(base, max(sizes, key=sizes.get, default=attrs[name].strip(" ,")))
+        largest = max(sizes, key=sizes.get, default=attrs[name].strip(" ,"))
+        url = resolve(base, largest)
         if url and not url.endswith(".svg"):
             return url
     return ""
@@ -206,7 +207,7 @@ def resolve(base, link):
 
 
 class Web(BaseHandler):
-    """The manners of all threads: urllib calls http_request before each request and redirect."""
+    """The manners of all threads. urllib calls http_request before each request or redirect."""
 
     def __init__(self, args):
         self.args = args
@@ -239,7 +240,7 @@ class Web(BaseHandler):
                 self.gap = max(self.gap, delay)
         path = unquote(url.removeprefix(origin))
         matching = [rule for rule in self.rules[origin] if fnmatchcase(path, rule[2])]
-        return max([(0, True, ""), *matching])[1]
+        return max([(0, True, ""), *matching])[1]  # allow wins ties
 
     def fetch(self, url):
         """(record, body) of a picture; if it fails, the body is None and the status says why."""
@@ -258,8 +259,8 @@ def get(web, url):
             with web.opener.open(url, timeout=web.args.timeout) as response:
                 return read_body(response, web.args.max_file), response
         except (OSError, http.client.HTTPException) as error:
-            passing = getattr(error, "code", 500) in RETRIED and "CERTIFICATE" not in str(error)
-            if attempt == RETRIES or not passing:
+            status = getattr(error, "code", 500)  # where there is none, the network failed
+            if attempt == RETRIES or status not in RETRIED or "CERTIFICATE" in str(error):
                 raise
             seconds = seconds_to_wait(error, attempt)
             print(f"{url}: {error}; waiting {seconds:.0f} s", file=sys.stderr)
@@ -323,7 +324,7 @@ def read_robots(web, origin):
 def inspect(url, body):
     """The record of a whole picture; ValueError says why it is none."""
     Image.init()
-    formats = [name for name in SUFFIXES if name in Image.OPEN]
+    formats = [name for name in ("JPEG", *SUFFIXES) if name in Image.OPEN]
     stream = io.BytesIO(body)
     try:
         Image.open(stream, formats=formats).verify()  # checksums, which load() does not look at
@@ -333,7 +334,7 @@ def inspect(url, body):
         reason = str(error).partition(" <")[0]
         raise ValueError(f"not a whole picture: {reason}; it begins with {body[:15]!r}")
     sha256 = hashlib.sha256(body).hexdigest()
-    name = file_name(url, sha256, SUFFIXES[image.format])
+    name = file_name(url, sha256, SUFFIXES.get(image.format, ".jpg"))
     record = {"file": name, "sha256": sha256, "size": len(body), "status": "kept"}
     return record | {"width": image.width, "height": image.height, "mode": image.mode}
 
@@ -434,15 +435,14 @@ def build_parser():
     add("--url", nargs="+", default=["http://smashbros-ultimate.com/spirits"],
         help="pages of the gallery (default: the spirits)")
     add("--select", type=str.split, metavar="CLASS", help="class of the elements that hold a "
-        "picture each (default spiritDiv; where there is none, all pictures of the page)")
+        "picture each (default spiritDiv; on a page without it, all pictures count)")
     add("--follow", action="store_true", help="pages that rel=next leads to are scraped, too")
     add("--limit", type=int, default=10**9, help="number of pictures (default: all)")
-    add("--min-side", type=int, help="pixels its shorter side must exceed (default 32, --select 0)")
+    add("--min-side", type=int, help="shorter side to exceed, in pixels (default 32, --select 0)")
     add = parser.add_argument_group("manners and limits").add_argument
-    add("--delay", type=float, default=1.0, help="seconds between a connection's requests; 0 only "
-        "for a host of your own (default 1)")
+    add("--delay", type=float, default=1.0, help="seconds between a worker's requests (default 1)")
     add("--workers", type=int, default=2, help="number of connections (default 2)")
-    add("--timeout", type=float, default=30.0, help="seconds of silence to wait for (default 30)")
+    add("--timeout", type=float, default=30, help="seconds of silence before a retry (default 30)")
     add("--max-file", type=float, default=32, help="largest file in MB (default 32)")
     add = parser.add_argument_group("output").add_argument
     add("--out", default="data/spirits", help="folder of the pictures (default data/spirits)")
