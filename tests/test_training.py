@@ -1,0 +1,341 @@
+"""The training loop, which the trainers share: what a step is given, and what becomes of it."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dcgan
+import wgan
+import wgan_gp
+
+TINY = "--size 16 --g-width 4 --d-width 4 --z-dim 8 --batch-size 8 --device cpu".split()
+IMAGES = np.random.default_rng(1).integers(0, 256, (83, 16, 16, 3), np.uint8)
+LABELS = np.arange(83) % 3
+INPUTS = torch.from_numpy(IMAGES).permute(0, 3, 1, 2) / 127.5 - 1
+PER_EPOCH = 5  # steps of two batches of eight; three images are left over
+
+
+def order_of(epoch, seed=0):
+    """The images of an epoch, 16 to a step."""
+    order = np.random.default_rng([seed, epoch]).permutation(83)
+    return order[:80].reshape(PER_EPOCH, 16)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder with IMAGES of three classes, where trainers leave signals alone."""
+    np.savez(tmp_path / "images.npz", images=IMAGES, labels=LABELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # curves take longer than an epoch
+    for trainer in (dcgan, wgan, wgan_gp):
+        monkeypatch.setattr(trainer, "catch_signals", list)
+    return tmp_path
+
+
+def run(*flags, trainer=wgan_gp):
+    if trainer is not dcgan:
+        flags = ["--n-critic", 2, *flags]
+    trainer.main(["--data", "images.npz", *TINY, *map(str, flags)])
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture
+def steps(folder, monkeypatch):
+    """What each step of a run is given, noted in place of training; all its values are its number,
+    from 1 on."""
+    steps = []
+
+    def note(G, critic, opt_G, opt_critic, batches, z_dim, gp_weight):
+        step = SimpleNamespace(seed=torch.initial_seed())
+        step.images = torch.cat([real for real, _ in batches])
+        step.onehots = None
+        if batches[0][1] is not None:
+            step.onehots = torch.cat([y for _, y in batches])
+        step.rates = [float(opt.param_groups[0]["lr"]) for opt in (opt_G, opt_critic)]
+        steps.append(step)
+        return torch.full((5,), float(len(steps)))
+
+    monkeypatch.setattr(wgan_gp, "train_step", note)
+    return steps
+
+
+# ---- Steps ---------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 60), st.integers(1, 3), st.integers(1, 10), st.integers(0, 3))
+@settings(deadline=None, max_examples=50)
+def test_epochs_are_permutations_without_a_partial_step(n, n_critic, batch_size, epoch):
+    shape = n_critic, batch_size
+    order = wgan_gp.shuffled_indices(n, shape, epoch, seed=3)
+    assert order.shape == (max(1, n // (n_critic * batch_size)), *shape)
+    counts = order.flatten().bincount(minlength=n)
+    assert len(counts) == n
+    assert counts.max() - counts.min() <= 1  # too few images for a step are repeated evenly
+
+
+def test_steps_take_images_and_classes_in_the_order_of_their_epoch(steps):
+    run("--epochs", 3, "--seed", 4, "--conditional")
+    assert len(steps) == 3 * PER_EPOCH
+    for t, step in enumerate(steps):
+        epoch, position = divmod(t, PER_EPOCH)
+        index = order_of(epoch, seed=4)[position]
+        assert torch.equal(step.images, INPUTS[index])
+        assert torch.equal(step.onehots, torch.eye(3)[LABELS[index]])
+
+
+def test_hflip_mirrors_each_image_at_random(steps):
+    run("--epochs", 2, "--hflip")
+    images = torch.cat([step.images for step in steps])
+    plain = INPUTS[np.concatenate([order_of(0), order_of(1)]).flatten()]
+    upright = (images == plain).all((1, 2, 3))
+    mirrored = (images == plain.flip(3)).all((1, 2, 3))
+    assert (upright ^ mirrored).all()
+    assert 50 < mirrored.sum() < 110  # of 160
+    assert not torch.equal(mirrored[:80], mirrored[80:])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6, 99])
+def test_any_batch_size_trains_on_a_set_of_any_size(folder, batch_size):
+    np.save("five.npy", IMAGES[:5])
+    run("--data", "five.npy", "--batch-size", batch_size, "--epochs", 2, trainer=dcgan)
+    for row in load("runs/dcgan/checkpoint.pt")["log"]:
+        assert row["step"] == row["epoch"] * max(1, 5 // batch_size)
+        assert row["images"] == row["step"] * batch_size
+
+
+def test_random_numbers_are_a_function_of_seed_step_and_process(steps):
+    run("--epochs", 2, "--out", "a")
+    run("--epochs", 2, "--out", "b")
+    run("--epochs", 2, "--out", "c", "--seed", 1)
+    seeds = [step.seed for step in steps]
+    assert seeds[:10] == seeds[10:20]
+    assert len(set(seeds)) == 20
+    for t, seed in enumerate(seeds[:10]):
+        assert seed == np.random.SeedSequence([0, t, 0]).generate_state(1)[0]
+
+
+def test_the_learning_rate_falls_linearly_to_zero_with_lr_decay_alone(steps):
+    run("--epochs", 2, "--lr", 0.01, "--lr-decay", "--out", "falling")
+    for t, step in enumerate(steps):
+        rate = 0.01 * (1 - t / 10)
+        assert step.rates == pytest.approx([rate, rate])
+    run("--epochs", 1, "--lr", 0.01)
+    assert steps[-1].rates == pytest.approx([0.01, 0.01])
+
+
+def test_the_average_follows_weights_and_batch_norm_statistics():
+    torch.manual_seed(0)
+    G = wgan_gp.Generator(16, 8, 4)
+    G_ema = copy.deepcopy(G)
+    before = copy.deepcopy(G.state_dict())
+    G(torch.randn(4, 8))  # moves the statistics
+    for p in G.parameters():
+        p.data += 1
+    wgan_gp.update_ema(G_ema, G, 0.1)
+    for name, value in G.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert not torch.equal(value, before[name])
+            mean = 0.9 * before[name] + 0.1 * value
+            torch.testing.assert_close(G_ema.state_dict()[name], mean)
+
+
+def test_the_averages_memory_is_short_at_the_start_and_none_with_ema_0(steps, monkeypatch):
+    weights = []
+
+    def note(G_ema, G, weight):
+        weights.append(float(weight))
+
+    monkeypatch.setattr(wgan_gp, "update_ema", note)
+    run("--epochs", 2, "--ema", 0.5)
+    for t, weight in enumerate(weights):
+        assert 1 - weight == pytest.approx(min(0.5, (1 + t) / (10 + t)))
+    run("--epochs", 1, "--ema", 0, "--out", "raw")  # the generator itself
+    assert weights[10:] == [1] * PER_EPOCH
+
+
+def test_an_optimizer_step_uses_the_gradients_of_its_own_loss_and_network():
+    mine, other = torch.nn.Linear(2, 1), torch.nn.Linear(1, 1)
+    opt = torch.optim.SGD(mine.parameters(), lr=0.1)
+    x = torch.tensor([[3.0, 5.0]])
+    before = mine.weight.detach().clone()
+    for _ in range(2):  # gradients do not pile up
+        wgan_gp.optimizer_step(opt, mine(x) + 0 * other(mine(x)))
+    torch.testing.assert_close(mine.weight, before - 0.2 * x)
+    assert other.weight.grad is None
+
+
+def test_logged_values_are_means_over_the_steps_of_their_epoch(steps):
+    run("--epochs", 3)
+    saved = load("runs/wgan_gp/checkpoint.pt")
+    losses = [row["critic_loss"] for row in saved["log"]]
+    assert losses == [3, 8, 13]  # of 1 to 5, of 6 to 10, of 11 to 15
+    assert not saved["totals"].any()
+
+
+# ---- Learning, precision, devices ----------------------------------------------------------------
+
+
+def test_it_learns_the_colours_of_two_halves(folder):
+    halves = np.zeros((16, 16, 3))
+    halves[:, :8] = 120, 30, 30
+    halves[:, 8:] = 90, 150, 220
+    np.save("halves.npy", (halves + IMAGES / 10).astype(np.uint8))
+    flags = "--g-width 16 --d-width 16 --batch-size 8 --lr 1e-3 --ema 0.9 --epochs 12".split()
+    run("--data", "halves.npy", *flags, trainer=dcgan)
+    saved = load("runs/dcgan/checkpoint.pt")
+    G = dcgan.Generator(**saved["generator"])
+    G.load_state_dict(saved["G_ema"])
+    samples = dcgan.sample(G, dcgan.latents(range(100), 8)).double()
+    means = samples.mean((0, 2)).T  # (width, 3); those of grey images would be 100 off
+    assert means[:8].mean(0).tolist() == pytest.approx([132, 42, 42], abs=40)
+    assert means[8:].mean(0).tolist() == pytest.approx([102, 162, 232], abs=40)
+
+
+@pytest.mark.parametrize("trainer", [dcgan, wgan, wgan_gp])
+def test_bfloat16_gives_nearly_the_values_of_float32(folder, trainer):
+    flags = "--lr", 1e-3, "--epochs", 1
+    run("--precision", "fp32", "--out", "fp32", *flags, trainer=trainer)
+    run("--precision", "bf16", "--out", "bf16", *flags, trainer=trainer)
+    saved = load("bf16/checkpoint.pt")
+    exact, rough = load("fp32/checkpoint.pt")["log"][0], saved["log"][0]
+    assert exact["g_loss"] != rough["g_loss"]
+    for name in trainer.COLUMNS:
+        assert exact[name] == pytest.approx(rough[name], rel=0.05, abs=1e-4)
+    for value in saved["G"].values():
+        assert value.dtype in (torch.float32, torch.int64)
+
+
+def test_a_thread_which_may_not_catch_signals_leaves_them_alone():
+    before = signal.getsignal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(wgan_gp.catch_signals).result() == []
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sprites_train_on_one_thread_and_other_data_on_all(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(wgan_gp, "THREADS", 2)
+    for data, number in (("cifar10", 2), ("sprites", 1)):
+        args = wgan_gp.parse_args(["--data", data, "--device", "cpu", "--precision", "fp32"])
+        assert wgan_gp.set_up_device(args)[1] == f"cpu (threads: {number}), float32"
+        assert torch.get_num_threads() == number
+    torch.set_num_threads(before)
+
+
+def test_a_device_that_is_not_there_is_refused_in_one_line():
+    with pytest.raises(SystemExit, match=r"^--device toaster: cannot be used here .*$"):
+        wgan_gp.find_device("toaster")
+
+
+# ---- Several processes ---------------------------------------------------------------------------
+
+PROCESS = """
+import sys
+import torch
+import wgan_gp
+
+sys.modules["matplotlib"] = None
+noted, train_step = {"values": [], "seeds": [], "images": []}, wgan_gp.train_step
+
+def note(critic, batches, **rest):
+    if not noted["values"]:
+        torch.save(gradients(), f"gradients-{wgan_gp.RANK}")
+    noted["seeds"].append(torch.initial_seed())
+    noted["images"] += [real for real, _ in batches]
+    noted["values"].append(train_step(critic=critic, batches=batches, **rest))
+    noted["critic"] = critic.state_dict()
+    return noted["values"][-1]
+
+def gradients():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        critic, x = wgan_gp.Critic(16, 4).double(), torch.rand(8, 3, 16, 16).double()
+    opt = torch.optim.SGD(critic.parameters(), 0.1)
+    wgan_gp.optimizer_step(opt, critic(x[wgan_gp.RANK :: wgan_gp.WORLD]).square().mean())
+    return [p.grad for p in critic.parameters()]
+
+if __name__ == "__main__":
+    wgan_gp.train_step = note
+    wgan_gp.main(sys.argv[1:])
+    torch.save(noted, f"noted-{wgan_gp.RANK}")
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder and the output of two processes that have trained together for two epochs."""
+    folder = tmp_path_factory.mktemp("two")
+    np.savez(folder / "images.npz", images=IMAGES, labels=LABELS)
+    (folder / "process.py").write_text(PROCESS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["process.py", "--data", "images.npz", *TINY, "--n-critic", "2", "--out", "out"]
+    command += ["--conditional", "--epochs", "2", "--precision", "fp32"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    env["PYTHONPATH"] = str(Path(wgan_gp.__file__).parent)
+    options = {"cwd": folder, "env": env, "timeout": 300}
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(two, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(two[0])
+    import process
+
+    whole = process.gradients()
+    for rank in (0, 1):
+        halves = load(two[0] / f"gradients-{rank}")
+        torch.testing.assert_close(halves, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_two_processes_share_out_each_batch_and_have_latents_of_their_own(two):
+    first, second = load(two[0] / "noted-0"), load(two[0] / "noted-1")
+    assert len({*first["seeds"], *second["seeds"]}) == 4 * PER_EPOCH
+    order = np.concatenate([order_of(0), order_of(1)]).flatten()
+    assert torch.equal(torch.cat(first["images"]), INPUTS[order[0::2]])
+    assert torch.equal(torch.cat(second["images"]), INPUTS[order[1::2]])
+
+
+def test_two_processes_stay_equal_and_log_the_means_of_both(two):
+    first, second = load(two[0] / "noted-0"), load(two[0] / "noted-1")
+    saved = load(two[0] / "out/checkpoint.pt")
+    for name, value in saved["critic"].items():
+        assert torch.equal(first["critic"][name], value)
+        assert torch.equal(second["critic"][name], value)
+    values = (torch.stack(first["values"]) + torch.stack(second["values"])) / 2
+    for row, means in zip(saved["log"], values.view(2, PER_EPOCH, 5).mean(1)):
+        logged = [row[name] for name in wgan_gp.COLUMNS]
+        assert logged == pytest.approx(means.tolist(), rel=1e-5)
+    assert [row["images"] for row in saved["log"]] == [80, 160]
+    assert two[1].count("epoch   2/2") == 1
+
+
+def test_one_process_goes_on_where_two_stopped(two, folder):
+    Path("out").mkdir()
+    Path("out/checkpoint.pt").write_bytes((two[0] / "out/checkpoint.pt").read_bytes())
+    wgan_gp.main("--out out --resume --epochs 3".split())
+    saved = load("out/checkpoint.pt")
+    assert [row["step"] for row in saved["log"]] == [5, 10, 15]
+    assert saved["classes"] == ["0", "1", "2"]
+
+
+def test_a_batch_that_processes_cannot_share_out_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(wgan_gp, "WORLD", 3)
+    with pytest.raises(SystemExit) as stop:
+        wgan_gp.parse_args(["--batch-size", "64"])
+    assert stop.value.code == 2
+    assert "--batch-size 64: must be a multiple of 3 processes" in capsys.readouterr().err
