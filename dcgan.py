@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#     "torch>=2.6", "torchvision>=0.21", "numpy>=2", "pillow>=10.1", "tqdm", "matplotlib",
+#     "torch>=2.6", "torchvision>=0.21", "numpy>=2.1", "pillow>=10.1", "tqdm", "matplotlib",
 # ]
 # ///
 """DCGAN: Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
@@ -20,14 +20,14 @@ non-saturating one, which has a gradient while D still wins.
 Usage
     python dcgan.py                                   sprites made on the spot, no download
     python dcgan.py --data cifar10                    the published setting at 32x32
-    python dcgan.py --data cifar10 --g-width 64 --d-width 64 --batch-size 64 --hflip   best tried
+    python dcgan.py --data cifar10 --g-width 64 --d-width 64 --batch-size 64 --hflip  the best tried
     python dcgan.py --data photos/ --size 64 --out runs/photos
     python dcgan.py --data photos.zip --size 64 --classes cat dog --hflip
     python dcgan.py --data cifar10 --conditional      learn the classes apart, a row of each
     python dcgan.py --out runs/photos --resume        go on where it stopped, with the same flags
 
 Ablations of the paper's advice
-    python dcgan.py --d-act relu                      ReLU for LeakyReLU in the discriminator
+    python dcgan.py --d-act relu                      ReLU instead of LeakyReLU in the discriminator
     python dcgan.py --norm none                       no batch norm, in either network
     python dcgan.py --lr 1e-3 --betas 0.9 0.999       Adam's own defaults
 
@@ -42,7 +42,9 @@ Departures from the paper
     1. Latents are N(0, I), not uniform on [-1, 1]^100: what every later GAN uses.
     2. At 32x32 there is one doubling less than at the paper's 64.
     3. One batch of fakes serves both updates, so G runs once and not twice per step.
-    4. Samples come from a moving average of G's weights: --ema 0 gives the raw ones.
+    4. Samples come from an exponential moving average of G's weights: --ema 0 gives the raw ones.
+
+The paper is the first 245 lines. From "Training loop" on, the three trainers share their code.
 
 Measured, two cores of an AMD EPYC, AVX-512 bfloat16, torch 2.14.1: 713 images/s at 32x32.
 """
@@ -52,23 +54,23 @@ import copy
 import hashlib
 import io
 import json
+import math
 import os
 import signal
-import socket
-import sqlite3
 import sys
 import threading
 import time
 import warnings
 import zipfile
-from collections import Counter, namedtuple
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -78,28 +80,35 @@ import torchvision
 from PIL import Image, ImageOps
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 try:
     from tqdm import tqdm
 except ImportError:
-    tqdm = None
 
-SCRIPT = "dcgan.py"
-FIRST = os.environ.get("RANK", "0") == "0"  # of the processes of a torchrun
+    def tqdm(steps, **options):
+        return steps
+
+
+RANK = int(os.environ.get("RANK", 0))  # of this process in a torchrun
+WORLD = int(os.environ.get("WORLD_SIZE", 1))  # its number of processes
+THREADS = torch.get_num_threads()
+MODEL = "dcgan.py"  # in checkpoints, whatever this file is called
+FORMAT = 2  # of checkpoints and snapshots
+SCRIPT = Path(globals().get("__file__", MODEL)).name
 COLUMNS = ("d_loss", "g_loss", "D(x)", "D(G(z))")  # of one step
-
-DEMO = {"g_width": 24, "d_width": 24, "batch_size": 16, "epochs": 26, "lr": 4e-4}
-DEMO |= {"ema": 0.99}  # what --data sprites takes instead of the paper's settings
+DEMO = {"g_width": 24, "d_width": 24, "batch_size": 16, "epochs": 26, "lr": 4e-4, "ema": 0.99}
+# is what --data sprites takes instead of the paper's settings
 
 # ---- Networks ------------------------------------------------------------------------------------
 
 
-def first_map(size):
-    """(b, n) with size = b * 2**n: the base resolution, 4 to 7, and the number of doublings."""
-    n = size.bit_length() - 3  # b = 4 to 7 are the numbers of three bits
-    if n < 2 or size > 256 or (size >> n) << n != size:
+def base_resolution(size):
+    """(b, n) with size = b * 2**n: the first feature map is b x b, 4 to 7, and doubles n times."""
+    n = size.bit_length() - 3  # 4 to 7 are the numbers of three bits
+    if n < 2 or size > 256 or size % 2**n:
         raise ValueError(f"{size} is not 4, 5, 6 or 7 times a power of two, 16 to 256")
-    return size >> n, n
+    return size // 2**n, n
 
 
 def init_weights(module):
@@ -113,30 +122,35 @@ def init_weights(module):
 
 
 class Generator(nn.Module):
-    """z (B, z_dim) -> images (B, 3, size, size) in [-1, 1]. `width` channels at size/2, doubling
-    with each halving, 1024 at most; `norm` is "batch" or "none". Shapes are those of size 32.
+    """z (B, z_dim) -> images (B, 3, size, size) in [-1, 1]. `width` channels at size/2 double with
+    each halving, to 1024 at most; `norm` is "batch" or "none". Shapes are those of size 32.
 
-    With `classes` of them z is (B, z_dim + classes): beside each latent stands its class, one-hot
+    With `classes` of them, y (B, classes) is each image's class, one-hot, and is concatenated to z
     (Mirza and Osindero 2014, arXiv 1411.1784).
     """
 
     def __init__(self, size=32, z_dim=100, width=128, norm="batch", classes=0):
         super().__init__()
-        b, n = first_map(size)
-        c = [min(width << i, 1024) for i in reversed(range(n))]  # channels at b, 2b, ..., size/2
+        b, n = base_resolution(size)
+        c = [min(width * 2**i, 1024) for i in reversed(range(n))]  # channels at b, 2b, ..., size/2
+        Norm = nn.BatchNorm2d if norm == "batch" else nn.Identity
         bias = norm == "none"  # a batch norm would take a bias out again
-        Norm = {"none": nn.Identity, "batch": nn.BatchNorm2d}[norm]
-        layers = [nn.ConvTranspose2d(z_dim + classes, c[0], b, 1, 0, bias=bias)]  # (B, 512, 4, 4)
-        layers += [Norm(c[0]), nn.ReLU(inplace=True)]
+
+        def block(c_in, c_out, kernel, stride, padding):
+            conv = nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, bias=bias)
+            return [conv, Norm(c_out), nn.ReLU(inplace=True)]
+
+        layers = block(z_dim + classes, c[0], b, 1, 0)  # (B, 512, 4, 4)
         for c_in, c_out in pairwise(c):  # (B, 256, 8, 8), (B, 128, 16, 16)
-            layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=bias)]
-            layers += [Norm(c_out), nn.ReLU(inplace=True)]
+            layers += block(c_in, c_out, 4, 2, 1)
         layers += [nn.ConvTranspose2d(c[-1], 3, 4, 2, 1), nn.Tanh()]  # (B, 3, 32, 32)
         self.main = nn.Sequential(*layers)
         self.apply(init_weights)
 
-    def forward(self, z):
-        return self.main(z[:, :, None, None])
+    def forward(self, z, y=None):
+        if y is not None:
+            z = torch.cat([z, y], 1)
+        return self.main(z[:, :, None, None]).to(z.dtype)
 
 
 class SpectralNorm(nn.Module):
@@ -163,17 +177,17 @@ class Discriminator(nn.Module):
     """Images (B, 3, size, size) in [-1, 1] -> logits (B,): above 0 is "real".
 
     The generator's mirror image. `act` is "leaky" (slope 0.2) or "relu", `norm` "batch", "none" or
-    "spectral" (of the weights).
-    With `classes` of them it judges whether an image fits its class y, one-hot (B, classes), too:
-    by projection (Miyato and Koyama 2018, arXiv 1802.05637, equation 3).
+    "spectral" (of the weights). With `classes` of them the discriminator judges too whether an
+    image fits its class y, one-hot (B, classes): the projection of Miyato and Koyama (2018, arXiv
+    1802.05637, equation 3).
     """
 
     def __init__(self, size=32, width=64, norm="batch", act="leaky", classes=0):
         super().__init__()
-        b, n = first_map(size)
-        c = [min(width << i, 1024) for i in range(n)]  # channels at size/2, ..., 2b, b
-        bias = norm != "batch"  # a batch norm would take a bias out again
+        b, n = base_resolution(size)
+        c = [min(width * 2**i, 1024) for i in range(n)]  # channels at size/2, ..., 2b, b
         Norm = nn.BatchNorm2d if norm == "batch" else nn.Identity
+        bias = norm != "batch"  # a batch norm would take a bias out again
         slope = 0.2 if act == "leaky" else 0.0
         layers = [nn.Conv2d(3, c[0], 4, 2, 1), nn.LeakyReLU(slope, inplace=True)]  # (B, 64, 16, 16)
         for c_in, c_out in pairwise(c):  # (B, 128, 8, 8), (B, 256, 4, 4)
@@ -183,16 +197,17 @@ class Discriminator(nn.Module):
         self.main = nn.Sequential(*layers)
         self.embed = nn.Linear(classes, c[-1], bias=False) if classes else None
         self.apply(init_weights)
-        for layer in [*self.modules()] if norm == "spectral" else ():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                register_parametrization(layer, "weight", SpectralNorm(layer.weight))
+        if norm == "spectral":
+            for layer in list(self.modules()):
+                if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                    register_parametrization(layer, "weight", SpectralNorm(layer.weight))
 
     def forward(self, x, y=None):
         h = self.main[:-1](x)  # (B, 256, 4, 4)
-        scores = self.main[-1](h).flatten()
-        if self.embed:  # + y' V (sum of h over its pixels)
-            scores = scores + (self.embed(y) * h.sum((2, 3))).sum(1)
-        return scores
+        logits = self.main[-1](h).flatten()
+        if y is not None:  # + y' V (sum of h over its pixels)
+            logits = logits + (self.embed(y) * h.sum((2, 3))).sum(1)
+        return logits.to(x.dtype)
 
 
 # ---- Objective -----------------------------------------------------------------------------------
@@ -212,11 +227,11 @@ def generator_loss(fake_logits):
 
 
 def train_step(G, D, opt_G, opt_D, batches, z_dim):
-    """The body of Algorithm 1 on one batch of real images (B, 3, size, size), with one-hot classes
-    y (B, classes) that are (B, 0) where there are none; the values of COLUMNS, (4,)."""
+    """The body of Algorithm 1 on one batch: real images (B, 3, size, size) and their classes y,
+    one-hot (B, classes) or None. Returns the values of COLUMNS, (4,)."""
     ((real, y),) = batches
     z = torch.randn(len(real), z_dim, device=real.device)
-    fake = G(torch.cat([z, y], 1))
+    fake = G(z, y)
 
     # D ascends log D(x) + log(1 - D(G(z))); real and fake are separate batches for its batch norm
     real_logits, fake_logits = D(real, y), D(fake.detach(), y)
@@ -234,16 +249,28 @@ def train_step(G, D, opt_G, opt_D, batches, z_dim):
 # ---- Training loop (same in dcgan.py, wgan.py, wgan_gp.py) ---------------------------------------
 
 
+def new_state(parts, images, classes):
+    """The state of a new run. vars(state) is what a checkpoint holds: networks and optimizers by
+    name, their average, sums of the epoch in progress, counts, and the rows of the log."""
+    G_ema = copy.deepcopy(parts["G"]).eval().requires_grad_(False)
+    totals = torch.zeros(len(COLUMNS), device=next(G_ema.parameters()).device)
+    state = SimpleNamespace(**parts, G_ema=G_ema, totals=totals, images=images, classes=classes)
+    state.step = 0  # generator updates
+    state.epoch = 0  # finished epochs
+    state.seconds = 0.0
+    state.log = []
+    return state
+
+
 def optimizer_step(opt, loss):
     """One step of `opt` down `loss`, by the gradients of opt's own parameters alone."""
-    parameters = [p for group in opt.param_groups for p in group["params"]]
+    parameters = opt.param_groups[0]["params"]
     opt.zero_grad()
     loss.backward(inputs=parameters)
-    if dist.is_initialized():  # the mean over the processes of a torchrun, in one all-reduce
-        flat = torch.cat([p.grad.flatten() for p in parameters]) / dist.get_world_size()
-        dist.all_reduce(flat)
-        for p, mean in zip(parameters, flat.split([p.numel() for p in parameters])):
-            p.grad.copy_(mean.view_as(p))
+    if WORLD > 1:  # the mean over the processes
+        for p in parameters:
+            dist.all_reduce(p.grad)
+            p.grad /= WORLD
     opt.step()
 
 
@@ -251,7 +278,8 @@ def optimizer_step(opt, loss):
 def update_ema(G_ema, G, weight):
     """Move the average by `weight` towards G, weights and batch-norm statistics alike."""
     for mean, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
-        mean.lerp_(value, weight) if mean.is_floating_point() else mean.copy_(value)
+        if mean.is_floating_point():
+            mean.lerp_(value, weight)
 
 
 def to_input(images, hflip=False):
@@ -262,254 +290,237 @@ def to_input(images, hflip=False):
     return x
 
 
-def shuffled_indices(n, per_step, epoch, seed):
-    """Image numbers of an epoch, int64 (steps, per_step): a permutation without its last partial
-    step, a function of (seed, epoch). Fewer images than a step's are repeated in it."""
+def run_step(state, train_step, images, onehots, ema_weight, args, bf16):
+    """train_step on uint8 images (n_critic, B, 3, size, size); adds its values
+    to the totals and moves the average."""
+    batches = [(to_input(x, args.hflip), y) for x, y in zip(images, onehots)]
+    # without the cache, which would keep casts of weights from before their update
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+        state.totals += train_step(batches=batches)
+    update_ema(state.G_ema, state.G, ema_weight)
+
+
+def shuffled_indices(n, shape, epoch, seed):
+    """Image numbers of an epoch, int64 (steps, *shape), shape (n_critic, B): a permutation without
+    its last partial step, a function of (seed, epoch). Too few images for a step are repeated."""
     order = np.random.default_rng([seed, epoch]).permutation(n)
-    return torch.from_numpy(np.resize(order, (max(1, n // per_step), per_step)))
+    return torch.from_numpy(np.resize(order, (max(1, n // math.prod(shape)), *shape)))
 
 
-def autocast(net, device):
-    """Run net's forward in bfloat16 where autocast deems it safe; outputs come back in float32."""
-    forward = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)(net.forward)
-    net.forward = lambda *x, **y: forward(*x, **y).float()
+def capture(step):
+    """`step` as one CUDA graph, whose replay launches all of its kernels at once."""
+    graph = torch.cuda.CUDAGraph()
+    with one_line("a train step cannot be captured: go on with --resume --no-graph"):
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            step()
+    return graph.replay
 
 
-def train(train_step, state, images, labels, args, device, rank, world):
-    """Run train_step(batches) from state["step"] to the end of --epochs. What it changes stays in
-    place, for a graph to hold; its random numbers are a function of (seed, step, rank)."""
-    per_step = getattr(args, "n_critic", 1) * args.batch_size
-    per_epoch = max(1, len(images) // per_step)
-    start, last, cuda = state["step"], per_epoch * args.epochs, device.type == "cuda"
-    shape = per_step // args.batch_size, args.batch_size // world, *images.shape[1:]
-    reals = torch.zeros(shape, dtype=torch.uint8, device=device)
-    codes = torch.eye(len(state["classes"]) or 1)[:, : len(state["classes"])].to(labels.device)
-    classes = torch.zeros(*shape[:2], codes.shape[1], device=device)  # one-hot
-    ema_weight, epoch, order, graph = torch.zeros((), device=device), None, None, None
-    stream, copied = (torch.cuda.Stream(), torch.cuda.Event()) if cuda else (None, None)
-    opts = [part for part in state.values() if isinstance(part, torch.optim.Optimizer)]
-    say(f"{per_epoch:,} train steps an epoch, {last:,} in all")
+def catch_signals():
+    """A list to which Ctrl-C, SIGTERM and SIGHUP add their numbers; a second one acts at once."""
+    received = []
 
-    def step():
-        inputs = [to_input(real, args.hflip) for real in reals]
-        state["totals"] += train_step(batches=[*zip(inputs, classes)])
-        update_ema(state["G_ema"], state["G"], ema_weight)
+    def handler(number, frame):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
 
-    saved, begun = state["seconds"], time.perf_counter() - state["seconds"]
-    bar = tqdm and tqdm(total=last, initial=start, disable=rank > 0 or None, unit="step")
-    if cuda:
-        stream.wait_stream(torch.cuda.current_stream())
-    with stop_signals(args.out) as signals, torch.cuda.stream(stream) if cuda else nullcontext():
-        while (t := state["step"]) < last and not signals:
-            if epoch != t // per_epoch:
-                epoch = t // per_epoch
-                order = shuffled_indices(len(images), per_step, epoch, args.seed).to(images.device)
-                order = order.view(per_epoch, -1, args.batch_size)[:, :, rank::world]
-            index = order[t % per_epoch]
-            batch, _ = images[index], classes.copy_(codes[labels[index]])
-            if cuda and not batch.is_cuda:
-                copied.synchronize()  # with the copy before: the host is a step ahead at most
-                batch = batch.pin_memory()
-            reals.copy_(batch, non_blocking=True)
-            if cuda:
-                copied.record()
-            torch.manual_seed(np.random.SeedSequence([args.seed, t, rank]).generate_state(1).item())
+    if WORLD == 1 and threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, signal.SIGTERM)  # Windows lacks one
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+                signal.signal(number, handler)
+    return received
+
+
+def train(state, images, labels, train_step, args, bf16):
+    """Run train_step from state.step to the end of --epochs.
+
+    What a step reads stays in place, as a CUDA graph needs; its random numbers are a function of
+    (seed, step, process).
+    """
+    device, shape = state.totals.device, (args.n_critic, args.batch_size)
+    per_epoch = max(1, len(images) // math.prod(shape))
+    shape_here = args.n_critic, args.batch_size // WORLD
+    real = torch.zeros(*shape_here, *images.shape[1:], dtype=torch.uint8, device=device)
+    onehots = [None] * args.n_critic
+    if state.classes:
+        onehots = torch.zeros(*shape_here, len(state.classes), device=device)
+    ema_weight = torch.zeros((), device=device)
+    step = partial(run_step, state, train_step, real, onehots, ema_weight, args, bf16)
+    if device.type == "cuda":  # whose default stream cannot be captured
+        torch.cuda.synchronize()
+        torch.cuda.set_stream(torch.cuda.Stream())
+    signals, first, begun = catch_signals(), state.step, time.perf_counter() - state.seconds
+    due = state.seconds + 600
+    for epoch in range(state.epoch, args.epochs):
+        order = shuffled_indices(len(images), shape, epoch, args.seed).to(images.device)
+        steps = range(state.step, (epoch + 1) * per_epoch)
+        for t in tqdm(steps, leave=False, disable=RANK > 0 or not sys.stderr or None):
+            index = order[t % per_epoch, :, RANK::WORLD]
+            real.copy_(images[index])
+            if state.classes:
+                onehots.copy_(nn.functional.one_hot(labels[index], len(state.classes)))
+            torch.manual_seed(np.random.SeedSequence([args.seed, t, RANK]).generate_state(1)[0])
             ema_weight.fill_(1 - min(args.ema, (1 + t) / (10 + t)))  # a short memory at the start
-            for opt in opts if args.lr_decay else ():
-                opt.param_groups[0]["lr"].fill_(args.lr * (1 - t / last))
-            if cuda and not args.no_graph and t == start + 3:  # after three plain steps
-                graph = torch.cuda.CUDAGraph()
-                try:
-                    with torch.cuda.graph(graph, stream=stream):
-                        step()
-                except RuntimeError as error:
-                    raise SystemExit(f"{first_line(error)}: go on with --resume --no-graph")
-            graph.replay() if graph else step()
-            ended = (t + 1) % per_epoch == 0  # then CUDA is waited for, before the clock is read
-            broken = (ended or not cuda) and not state["totals"].isfinite().all()
-            state |= {"step": t + 1, "seconds": (now := time.perf_counter() - begun)}
-            if tqdm:
-                bar.update()
-            if ended and not broken:
-                end_epoch(state, args, last)
-            if signals or broken or now - saved > (10 if ended else 600) or t + 1 == last:
-                save_checkpoint(state, args)
-                saved = now
-
-
-@contextmanager
-def stop_signals(out):
-    """A list to which Ctrl-C, SIGTERM and SIGHUP add their numbers; the second acts at once. The
-    first ends the process when the block ends, with the command to go on from --out."""
-    caught, before = [], {}
-
-    def note(number, frame):
-        caught.append(number)
-        signal.signal(number, before[number])
-
-    alone = not dist.is_initialized() and threading.current_thread() is threading.main_thread()
-    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & {*dir(signal)} if alone else ():
-        if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as nohup sets it
-            before[getattr(signal, name)] = signal.signal(getattr(signal, name), note)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if caught:
-        say(f'\nstopped; go on with python {Path(__file__).name} --out "{out}" --resume')
-        raise SystemExit(128 + caught[0])
+            if args.lr_decay:  # of both optimizers: they share the tensor
+                rate = args.lr * (1 - t / (per_epoch * args.epochs))
+                state.opt_G.param_groups[0]["lr"].fill_(rate)
+            if device.type == "cuda" and t == first + 3 and not args.no_graph:
+                step = capture(step)
+            step()
+            state.step += 1
+            state.seconds = time.perf_counter() - begun
+            if device.type == "cpu":  # a GPU is not waited for
+                check_finite([state.totals], state, args)
+            if signals or state.seconds > due:
+                save(state, args, "checkpoint.pt")
+                due = state.seconds + 600
+            if signals:
+                print(f'stopped; go on with python {SCRIPT} --out "{args.out}" --resume')
+                raise SystemExit(128 + signals[0])
+        check_finite([state.totals], state, args)
+        state.seconds = time.perf_counter() - begun
+        end_epoch(state, args)
+        save(state, args, "checkpoint.pt")
 
 
 # ---- Run folder (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------
 
-FORMAT = 2  # of checkpoints and snapshots
+
+@contextmanager
+def lock(out):
+    """Hold a run folder in the first process; the lock ends with it, however it ends."""
+    with one_line(f"--out {out}: cannot be written to"):
+        Path(out).mkdir(parents=True, exist_ok=True)
+        file = open(Path(out, ".lock"), "w")
+    with file:
+        with one_line(f"--out {out}: another process trains in it"):
+            if RANK == 0 and sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            elif RANK == 0:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
-def load_checkpoint(args):
-    """The checkpoint that --resume asks for, or None for a new run. Runs no code from the file."""
-    path = Path(args.out, "checkpoint.pt")
-    if not args.resume:
-        if path.exists() or path.with_name("log.csv").exists():
-            raise SystemExit(f"--out {args.out}: holds a run; name another folder, or add --resume")
-        return None
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if (saved["script"], saved["format"], "totals" in saved) != (SCRIPT, FORMAT, True):
-            kind = "checkpoint" if "opt_G" in saved else "snapshot"
-            raise ValueError(f"a {kind} of {saved['script']}, format {saved['format']}")
-        saved.setdefault("classes", [])  # which older ones do not have
-        for name, value in vars(build_parser().parse_args([])).items():
-            both = value, saved["args"].get(name, value)
-            kinds = [[*map(type, v)] if type(v) is list else type(v) for v in both]
-            if value is not None and kinds[0] != kinds[1]:
-                raise ValueError(f"a flag {name} of another type")
-        columns = ["epoch", "step", "images", "seconds", *COLUMNS]
-        step, log = saved["step"], saved["log"]
-        known = type(step) is int and step >= 0 and type(log) is list
-        if not known or any(type(row) is not dict or [*row] != columns for row in log):
-            raise ValueError("a step or a log of another kind")
-    except Exception as error:  # on a damaged file torch.load raises nearly anything
-        reason = f"no checkpoint of {SCRIPT}, format {FORMAT}, to go on from ({first_line(error)})"
-        raise SystemExit(f"{path}: {reason}; nothing in it was run")
-    return saved
+def restore(state, saved):
+    """Bring the state to where a checkpoint left it; --lr and --betas stay those of the flags."""
+    for name, value in vars(state).items():
+        kept = saved[name]
+        if isinstance(value, torch.optim.Optimizer):
+            for p, moments in zip(value.param_groups[0]["params"], kept["state"].values()):
+                for key, moment in moments.items():  # in p's shape and memory layout
+                    target = p.new_zeros(()) if key == "step" else torch.empty_like(p)
+                    value.state[p][key] = target.copy_(moment)
+        elif isinstance(value, nn.Module):
+            value.load_state_dict(kept)
+        elif torch.is_tensor(value):
+            value.copy_(kept)
+        elif name in ("images", "classes") and value != kept:
+            raise ValueError(f"{name}: {kept} before, {value} now")
+        else:
+            setattr(state, name, type(value)(kept))
 
 
-def start_run(state, saved, images, args, device_name):
-    """Complete the state, for step 0 or as saved; note in --out how the run is made."""
-    digest = hashlib.sha256()  # to tell sets apart; of a large one, of every k-th image
-    for part in images[:: images.numel() // 2**28 + 1].split(256):
-        digest.update(part.cpu().contiguous().numpy())
-    known = {"count": len(images), "sha256": digest.hexdigest()}
-    state["G_ema"] = copy.deepcopy(state["G"]).eval().requires_grad_(False)
-    state["totals"] = torch.zeros(len(COLUMNS), device=next(state["G"].parameters()).device)
-    state |= {"step": 0, "epoch": 0, "seconds": 0.0, "log": [], "images": known}
-    for name, part in state.items() if saved else ():
-        try:
-            if isinstance(part, torch.optim.Optimizer):  # --lr and --betas may be new
-                part.load_state_dict(part.state_dict() | {"state": saved[name]["state"]})
-                names = ("exp_avg", "exp_avg_sq") if "betas" in part.defaults else ("square_avg",)
-                for p, kept in part.state.items():
-                    shapes = dict.fromkeys(names, p.shape) | {"step": ()}
-                    if {name: value.shape for name, value in kept.items()} != shapes:
-                        raise ValueError("not the means of its gradients")
-                    kept |= {key: torch.empty_like(p).copy_(kept[key]) for key in names}  # strides
-            elif isinstance(part, nn.Module):
-                part.load_state_dict(saved[name])
-            elif name == "classes" and saved[name] != part:
-                raise ValueError(f"{saved[name]}, not {part}")
-            elif name == "totals":
-                part.copy_(saved[name])
-            else:
-                state[name] = type(part)(saved[name])
-        except Exception as error:  # of a value of any kind
-            reason = f"{name} does not fit this run ({first_line(error)})"
-            raise SystemExit(f"{args.out}/checkpoint.pt: {reason}")
-    if saved and state["epoch"] >= args.epochs:
-        say(f"{args.out}: epoch {state['epoch']} is there already; more --epochs go on")
-        raise SystemExit
-    if (count := first_line(state["images"].get("count"))) != str(len(images)):
-        was = f"not the {count} of the run in {args.out}"
-        raise SystemExit(f"--data {args.data}: has {len(images)} images, {was}")
-    if state["images"] != known:
-        say(f"--data {args.data}: other images than before; the run goes on with these")
-        state["images"] = known
-    what = f"{len(images):,} images of {args.data} at {args.size}x{args.size}, {device_name}"
-    say(f"{SCRIPT}: {what}" + f"; classes: {', '.join(state['classes'])}" * args.conditional)
-    if args.data == "sprites":
-        same = " ".join(f"--{k.replace('_', '-')} {getattr(args, k)}" for k in DEMO)
-        say(f"a short demonstration, with settings for sprites: {same}")
-    facts = {"script": SCRIPT, "args": vars(args), "images": known, "device": device_name}
-    facts |= {module.__name__: module.__version__ for module in (torch, torchvision, np)}
-    facts, here = json.dumps(facts | {"python": sys.version}, indent=2), Path(__file__).read_bytes()
-    if FIRST:
-        for left in Path(args.out).rglob(".*.tmp"):  # by a process that was killed
-            left.unlink()
-        atomic_write(Path(args.out, "args.json"), lambda file: file.write(facts.encode()))
-        atomic_write(Path(args.out, Path(__file__).name), lambda file: file.write(here))
-    if not saved:
-        save_checkpoint(state, args)
+def save(state, args, name, keys=None):
+    """Write the state, or `keys` of it, to a file of the run folder."""
+    generator = {"size": args.size, "z_dim": args.z_dim, "width": args.g_width, "norm": args.norm}
+    if state.classes:
+        generator["classes"] = len(state.classes)
+    saved = {"format": FORMAT, "script": MODEL, "generator": generator, "args": vars(args)}
+    for key in keys or vars(state):
+        value = getattr(state, key)
+        if isinstance(value, nn.Module):
+            check_finite(value.state_dict().values(), state, args)
+        saved[key] = value.state_dict() if hasattr(value, "state_dict") else value
+    buffer = io.BytesIO()  # torch.save would hide a full disk's own error
+    torch.save(saved, buffer)
+    if RANK == 0:
+        with one_line(f"{args.out}/{name}: not written; what was there is intact"):
+            with atomic(f"{args.out}/{name}") as file:
+                file.write(buffer.getbuffer())
 
 
-def save_checkpoint(state, args, name="checkpoint.pt", keys=None):
-    """Write the state, or `keys` of it; SystemExit if a loss or a weight is not finite."""
-    nets = [part.state_dict() for part in state.values() if isinstance(part, nn.Module)]
-    tensors = [state["totals"], *(value for net in nets for value in net.values())]
+def check_finite(tensors, state, args):
+    """Exit if a loss or a weight is not finite, before it is saved."""
     if not all(tensor.isfinite().all() for tensor in tensors):
         advice = f"{args.out}/checkpoint.pt is from before: try --resume with a lower --lr"
-        raise SystemExit(f"step {state['step']:,}: a loss or a weight is not finite; {advice}")
-    shape = {"size": args.size, "z_dim": args.z_dim, "width": args.g_width, "norm": args.norm}
-    shape |= {"classes": len(state["classes"])} if state["classes"] else {}
-    saved = {"format": FORMAT, "script": SCRIPT, "generator": shape, "args": vars(args)}
-    for key in keys or state:
-        saved[key] = getattr(state[key], "state_dict", lambda key=key: state[key])()
-    if FIRST:
-        atomic_write(Path(args.out, name), lambda file: torch.save(saved, file))
+        raise SystemExit(f"step {state.step:,}: a loss or a weight is not finite; {advice}")
 
 
-def end_epoch(state, args, last):
-    """Write the epoch's row of the log, curves, image grid and, where it is due, snapshot."""
-    epoch = state["epoch"] = state["step"] * args.epochs // last
-    images = state["step"] * args.batch_size * getattr(args, "n_critic", 1)
-    means = state["totals"] / (last // args.epochs)
-    if dist.is_initialized():
+def end_epoch(state, args):
+    """Print the epoch's row of the log; write log, sample grid, curves and snapshot."""
+    state.epoch += 1
+    means = state.totals / (state.step // state.epoch)
+    if WORLD > 1:
         dist.all_reduce(means)
-        means /= dist.get_world_size()
-    state["totals"].zero_()
-    row = {"epoch": epoch, "step": state["step"], "images": images}
-    row |= {"seconds": round(state["seconds"], 1)} | dict(zip(COLUMNS, means.tolist()))
-    state["log"].append(row)
-    left = round(state["seconds"] * (last / state["step"] - 1))
-    shown = "  ".join(f"{name} {row[name]:.3g}" for name in COLUMNS)
-    shown += f"  {images / state['seconds']:,.0f} images/s"
-    say(f"epoch {epoch:>3}/{args.epochs}  {shown}  {left // 60}:{left % 60:02} left")
-    if not FIRST:
-        return
-    table = [row.keys(), *(row.values() for row in state["log"])]
-    table = "".join(",".join(map(str, line)) + "\n" for line in table).encode()
-    z, classes = latents(range(64), args.z_dim), len(state["classes"])
-    if classes:  # a row for each, of the same latents
-        rows = [code.expand(8, -1) for code in torch.eye(classes)[:64]]
-        z = torch.cat([z[:8].repeat(len(rows), 1), torch.cat(rows)], 1)
-    grid = torchvision.utils.make_grid(sample(state["G_ema"], z), nrow=8).permute(1, 2, 0).numpy()
-    files = {"log.csv": lambda file: file.write(table)}
-    files[f"samples/epoch_{epoch:04}.png"] = lambda file: Image.fromarray(grid).save(file, "PNG")
-    if find_spec("matplotlib") and (epoch == args.epochs or epoch % -(-args.epochs // 20) == 0):
-        from matplotlib.figure import Figure
+        means /= WORLD
+    state.totals.zero_()
+    images = state.step * args.n_critic * args.batch_size
+    row = {"epoch": state.epoch, "step": state.step, "images": images}
+    row["seconds"] = round(state.seconds, 1)
+    row.update(zip(COLUMNS, means.tolist()))
+    state.log.append(row)
+    values = "  ".join(f"{name} {row[name]:.3g}" for name in COLUMNS)
+    left = round(state.seconds * (args.epochs / state.epoch - 1))
+    speed = f"{images / state.seconds:,.0f} images/s  {left // 60}:{left % 60:02} left"
+    print(f"epoch {state.epoch:>3}/{args.epochs}  {values}  {speed}", flush=True)
+    last = state.epoch == args.epochs
+    if RANK == 0:
+        with one_line(f"{args.out}: the log or the sample grid is not written", warn=True):
+            with atomic(f"{args.out}/log.csv", "w") as file:
+                print(*row, sep=",", file=file)
+                for line in state.log:
+                    print(*line.values(), sep=",", file=file)
+            with atomic(f"{args.out}/samples/epoch_{state.epoch:04}.png") as file:
+                torchvision.utils.save_image(sample_grid(state, args), file, format="png")
+        if find_spec("matplotlib") and (last or state.epoch % max(1, args.epochs // 20) == 0):
+            with one_line(f"{args.out}: the curves are not drawn", warn=True):
+                draw_curves(state.log, f"{args.out}/loss.png")
+    if last or (args.snapshot_every and state.epoch % args.snapshot_every == 0):
+        keys = ("G_ema", "epoch", "step", "classes")
+        save(state, args, f"snapshots/epoch_{state.epoch:04}.pt", keys)
 
-        figure = Figure(figsize=(3.2 * len(COLUMNS), 2.6), layout="constrained")
-        for axes, name in zip(figure.subplots(1, len(COLUMNS)), COLUMNS):
-            axes.plot([r["epoch"] for r in state["log"]], [r[name] for r in state["log"]], ".-")
-            axes.set(title=name, xlabel="epoch")
-        files["loss.png"] = lambda file: figure.savefig(file, format="png", dpi=110)
-    for name, write in files.items():
-        try:
-            atomic_write(Path(args.out, name), write)
-        except SystemExit as error:  # held open by another program, on Windows
-            say(f"warning: {error}")
-    if epoch == args.epochs or (args.snapshot_every and epoch % args.snapshot_every == 0):
-        keys = "G_ema", "epoch", "step", "classes"
-        save_checkpoint(state, args, f"snapshots/epoch_{epoch:04}.pt", keys)
+
+def sample_grid(state, args):
+    """Images of the seeds 0 to 63 in [0, 1], small ones with each pixel doubled; of a conditional
+    generator a row of seeds 0 to 7 per class."""
+    z = latents(range(64), args.z_dim)
+    if state.classes:
+        onehots = torch.eye(len(state.classes))[:64].repeat_interleave(8, 0)
+        z = torch.cat([z[:8].repeat(len(onehots) // 8, 1), onehots], 1)
+    grid = torchvision.utils.make_grid(sample(state.G_ema, z)) / 255
+    if args.size <= 32:
+        grid = grid.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    return grid
+
+
+def draw_curves(log, path):
+    """A picture of each column of the log over the epochs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(COLUMNS), 2.6), layout="constrained")
+    epochs = [row["epoch"] for row in log]
+    for axes, name in zip(figure.subplots(1, len(COLUMNS)), COLUMNS):
+        axes.plot(epochs, [row[name] for row in log], ".-")
+        axes.set(title=name, xlabel="epoch")
+    with atomic(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def write_args(args, device):
+    """Note in the run folder how the run is made: args.json, and a copy of this script."""
+    versions = f"python {sys.version}, torch {torch.__version__}, numpy {np.__version__}"
+    facts = {"script": SCRIPT, "args": vars(args), "device": device, "versions": versions}
+    with one_line(f"--out {args.out}: cannot be written to"):
+        with atomic(f"{args.out}/args.json", "w") as file:
+            json.dump(facts, file, indent=2)
+        if "__file__" in globals():  # not with `python - < script`
+            with atomic(f"{args.out}/{SCRIPT}") as file:
+                file.write(Path(__file__).read_bytes())
 
 
 def latents(seeds, z_dim):
@@ -523,308 +534,241 @@ def sample(G, z, batch_size=64):
     """Images of the latents z: uint8 (N, C, H, W), in eval mode and float32, so each on its own."""
     device, mode = next(G.parameters()).device, G.training
     G.eval()
+    images = []
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        images = [((G(part.to(device)) + 1) * 127.5).cpu() for part in z.split(batch_size)]
+        for part in z.split(batch_size):
+            pixels = (G(part.to(device)) + 1) * 127.5
+            images.append(pixels.cpu().round().clamp(0, 255).to(torch.uint8))
     G.train(mode)
-    return torch.cat(images).round().clamp(0, 255).to(torch.uint8)
-
-
-def set_up_device(device, precision):
-    """torch.device, its name, and "fp32" or "bf16" where `precision` is "auto"."""
-    if device == "auto":
-        mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    if device == "cuda":  # one for each process of a torchrun
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SystemExit(f"--device {device}: cannot be used here ({first_line(error)})")
-    device, name, bf16 = torch.device(device), device, False
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        name, bf16 = torch.cuda.get_device_name(device), torch.cuda.get_device_capability()[0] >= 8
-    elif device.type == "cpu":
-        _ = np.finfo(np.float32), np.finfo(np.float64)  # which numpy 2.0 cannot tell afterwards
-        torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
-        name = f"cpu ({torch.get_num_threads()} threads)"
-        bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    return device, name, ("bf16" if bf16 else "fp32") if precision == "auto" else precision
-
-
-def join_processes(device):
-    """(rank, number of processes), after joining the others of a torchrun if there are any."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return 0, 1
-    how = {"device_id": device} if device.type == "cuda" else {"backend": "gloo"}
-    dist.init_process_group(timeout=timedelta(hours=12), **how)  # decoding may take its time
-    if dist.get_rank():
-        sys.stdout = open(os.devnull, "w")  # one process speaks for all
-    return dist.get_rank(), dist.get_world_size()
-
-
-def say(text):
-    """print, which a closed pipe does not bring to an end."""
-    try:
-        print(text, flush=True)
-    except OSError:  # nobody reads any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def first_line(error):
-    """An exception's message as one line, or its type where it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def atomic_write(path, write):
-    """Let write(file) fill `path` whole or not at all; what was there before survives a failure."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(PermissionError):  # on Windows, while another program reads it
-            return os.replace(partial, path)
-        time.sleep(2)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns the first into the second
-        kept = "the previous version is intact" if path.exists() else "no file is left"
-        raise SystemExit(f"{path}: not written ({first_line(error.__context__ or error)}); {kept}")
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+    return torch.cat(images)
 
 
 @contextmanager
-def locked(folder, seconds=0):
-    """Hold a lock on a folder, which ends with the process; another's is waited for `seconds`."""
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(closing(sqlite3.connect(folder / ".lock", timeout=0.5)))
-            while not lock.in_transaction:
-                try:
-                    lock.execute("BEGIN EXCLUSIVE")  # SQLite knows how every system locks
-                except sqlite3.OperationalError as error:  # after half a second, to hear Ctrl-C
-                    if (seconds := seconds - 0.5) < 0 or "locked" not in str(error):
-                        raise
-        except (OSError, sqlite3.Error) as error:
-            raise SystemExit(f"{folder}: {error}: used by another process, or not to be written")
+def one_line(what, warn=False):
+    """Turn whatever the block raises into one line, `what` (cause): an exit, or only a warning."""
+    try:
         yield
+    except Exception as error:
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        if not warn:
+            raise SystemExit(f"{what} ({cause})")
+        print(f"warning: {what} ({cause})", file=sys.stderr)
+
+
+@contextmanager
+def atomic(path, mode="wb"):
+    """A file to write that becomes `path` when the block ends: whole and on the disk, or not at
+    all. What was there before survives a failure; its OSError is the caller's."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 # ---- Data (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------------
 
-NAMES = ("sprites", "cifar10", "stl10", "celeba", "lsun-NAME")
-FORMATS = "PNG JPEG WEBP GIF BMP TIFF PPM AVIF JPEG2000 TGA ICO PCX SGI QOI DDS PSD XBM SUN".split()
-FORMATS += "BLP DIB ICNS IM MSP XPM".split()  # by frequency; none of them runs a program
-CLUTTER = (".", "__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
-Source = namedtuple("Source", "key items labels names read")  # read(i): the i-th PIL image
+NAMES = ("sprites", "cifar10", "stl10")
+SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # none runs a program
+FORMATS = [kind for kind in FORMATS if kind in Image.registered_extensions().values()]
+Source = namedtuple("Source", "key items labels classes read")  # read(i): the i-th PIL image
 
 
-def load_data(data, size, classes=None, cache="data", skip_corrupt=False):
+def load_data(data, size, classes=None, cache="data"):
     """Images uint8 (N, 3, size, size), labels int64 (N,) and class names of a data name or path.
 
-    They are decoded once into a file in `cache`, which is mapped into memory and not to be written
-    to. `classes` keeps those alone, `skip_corrupt` leaves out what cannot be read.
+    They are decoded once into a file in `cache`, which is mapped into memory. `classes` keeps
+    those alone; what cannot be read is left out.
     """
-    bad = {}  # number of an image: why it cannot be read
+    with one_line(f"--data {data}: cannot be read"):
+        source = open_data(data, size, cache)
+    classes = sorted(classes or source.classes)
+    if not set(classes) <= set(source.classes):
+        raise SystemExit(f"--classes: {data} has {' '.join(source.classes[:100])}")
+    chosen = np.flatnonzero(np.isin(np.take(source.classes, source.labels), classes))
+    key = json.dumps(["decoded 3", source.key, size, classes])
+    path = Path(cache, f"decoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.u8")
+    if not os.path.exists(path):
+        print(f"decoding {data}: {len(chosen):,} images")
+        with one_line(f"--cache {cache}: images cannot be kept there; name another folder"):
+            with atomic(path) as file:
+                decode(source, chosen, size, file)
+    count = path.stat().st_size // (3 * size * size + 8)  # bytes of an image and its label
+    images = np.memmap(path, np.uint8, "c", shape=(count, 3, size, size))
+    labels = np.fromfile(path, np.int64, offset=images.size)
+    present, labels = np.unique(labels, return_inverse=True)
+    classes = [source.classes[label] for label in present]
+    return torch.from_numpy(images), torch.from_numpy(labels), classes
 
-    def load(i):
+
+def decode(source, chosen, size, file):
+    """Write the images numbered `chosen`, then their labels, to a file, but for unreadable ones."""
+    failed, small = {}, []
+
+    def read(i):
         try:
             with source.read(i) as image:
+                if min(image.size) < size:
+                    small.append(i)
                 return to_rgb(image, size).tobytes()
-        except Exception as error:  # on a damaged file Pillow raises nearly anything
-            bad[i] = f"\n    {first_line(source.items[i])}: {first_line(error)}"
+        except Exception as error:  # Pillow raises nearly anything on a damaged file
+            failed[i] = f"{source.items[i]} ({str(error).split(' <')[0]})"  # without an address
             return b""
 
-    def decode(file):
-        say(f"decoding {data}: {len(keep):,} images")
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(keep), 1024):  # few are in memory at a time
-                file.writelines(pool.map(load, keep[start : start + 1024]))
-        kept = [i for i in keep if i not in bad]
-        if bad and not (skip_corrupt and kept):
-            advice = "--skip-corrupt leaves them out" if kept else "no image can be read"
-            listed = [bad[i] for i in sorted(bad)]
-            listed[20:] = [f"\n    and {len(bad) - 20:,} more"] * (len(bad) > 20)
-            raise SystemExit(f"{data}: {len(bad):,} unreadable ({advice}):{''.join(listed)}")
-        if bad:
-            say(f"{data}: {len(bad):,} unreadable left out, {len(kept):,} images read")
-        file.write(np.asarray(source.labels, np.int64)[kept].tobytes())
-
-    writable = os.access(cache, os.W_OK) or not os.path.exists(cache)
-    with locked(Path(cache), 86400) if writable else nullcontext(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # for all threads: of Pillow, and of torch, "not writable"
-        source = open_data(str(data), size, cache)
-        wanted = {*map(str, classes or source.names)}
-        if unknown := " ".join(sorted(wanted - {*source.names})):
-            raise SystemExit(f"--classes {unknown}: not in {data} ({' '.join(source.names[:100])})")
-        keep = np.flatnonzero(np.take([n in wanted for n in source.names], source.labels)).tolist()
-        key = json.dumps(["decoded 2", source.key, size, sorted(wanted)])
-        path = Path(cache, f"decoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.u8")
-        each = 3 * size * size + 8  # bytes of an image and its label
-        whole = range(each, each * len(keep) + 1, each)[0 if skip_corrupt else -1 :]
-        if not path.exists() or path.stat().st_size not in whole:
-            for left in Path(cache).glob(".decoded-*.tmp"):  # by a process that was killed
-                left.unlink()
-            atomic_write(path, decode)
-        images = np.memmap(path, np.uint8, "r", shape=(path.stat().st_size // each, 3, size, size))
-        labels = np.fromfile(path, np.int64, offset=images.size)
-        return torch.from_numpy(images), torch.from_numpy(labels), list(source.names)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, in all threads
+        for part in np.array_split(chosen, len(chosen) // 1024 + 1):  # few are in memory at a time
+            file.writelines(pool.map(read, part))
+    if failed:
+        print(f"{len(failed):,} of them cannot be read: {', '.join(sorted(failed.values())[:3])}")
+    if small:
+        print(f"{len(small):,} of them are smaller than {size}x{size} and are enlarged")
+    if len(failed) == len(chosen):
+        raise SystemExit("no image is left; if they are in a .zip, try it unpacked")
+    kept = [i for i in chosen if i not in failed]
+    file.write(np.take(source.labels, kept).astype(np.int64).tobytes())
 
 
-def conditions(labels, names, args):
-    """Labels from 0 to the number of classes that occur, and these classes' names, to condition on;
-    without --conditional all labels are 0 and there are no names."""
-    if not args.conditional:
-        return torch.zeros_like(labels), []
-    present, labels = labels.unique(return_inverse=True)
-    if len(present) == 1:
-        advice = "a folder for each makes them, or `labels` in an .npz"
-        raise SystemExit(f"--conditional: {args.data} has one class, {names[present[0]]}; {advice}")
-    return labels, [names[i] for i in present]
+def check_classes(labels, classes):
+    """Print how many images each class has, and what looks like no class."""
+    if len(classes) < 2:
+        raise SystemExit("--conditional: there is one class; make a sub-folder for each, or labels")
+    counts = dict(zip(classes, labels.bincount().tolist()))
+    print("classes:", counts)
+    for name in classes:
+        if counts[name] < 10 or name in (".", "train", "val", "test"):
+            print(f"is {name} a class? If not, name the others with --classes, or a sub-folder")
 
 
 def open_data(data, size, cache):
-    """The Source of a data name or a path; SystemExit says what is wrong with it."""
-    path, known = Path(data), data in NAMES or data.startswith("lsun-")
-    if known and os.path.exists(data):
-        say(f"{data}: taken for the data set of that name; write ./{data} for the folder")
+    """The Source of a data name or a path; raises what is wrong with it."""
+    path = Path(data).expanduser()
     if data == "sprites":
-        kinds = np.arange(2048) % 4
-        return Source("sprites 3", range(2048), kinds, [*SPRITES], partial(sprite, size))
-    if known:
-        return download(data, Path(cache))
-    try:
-        key = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
-        if path.is_dir() or path.suffix.lower() == ".zip":
-            return open_files(path, key)
-        if path.suffix.lower() not in (".npy", ".npz"):
-            raise ValueError("neither a folder nor a .zip, .npy or .npz")
-        arrays = np.load(path, mmap_mode="r", allow_pickle=False)
-        arrays = dict(arrays) if hasattr(arrays, "files") else {"images": arrays}
-        fit = [a for a in arrays.values() if a.dtype == np.uint8 and a.size]
-        fit = [a for a in fit if a.shape[3:] == (3,) or a.ndim == 3 < a.shape[2]]  # colour, grey
-        pixels = arrays.get("images", fit[0] if len(fit) == 1 else np.zeros(0))
-        labels = arrays.get("labels", np.zeros(pixels.shape[:1], int))
-        integers = labels.shape == pixels.shape[:1] and labels.dtype.kind in "iu"
-        if not integers or not any(pixels is a for a in fit):
-            found = ", ".join(f"{key} {a.dtype} {a.shape}" for key, a in arrays.items())
-            raise ValueError(f"must be images uint8 (N, H, W[, 3]), labels int (N,), not {found}")
-    except FileNotFoundError:
-        raise SystemExit(f"{data}: no such file or folder, and none of {', '.join(NAMES)}")
-    except Exception as error:  # numpy and zipfile raise nearly anything on a damaged file
-        raise SystemExit(f"{data}: cannot be read ({first_line(error)})")
-    names, labels = np.unique(labels, return_inverse=True)
-    names, items = [*map(str, names)], range(len(pixels))
-    return Source(key, items, labels, names, lambda i: Image.fromarray(pixels[i]))
+        kinds = np.arange(2048) % len(SPRITES)
+        return Source("sprites 3", range(2048), kinds, list(SPRITES), partial(sprite, size))
+    if data in NAMES:
+        return open_torchvision(data, cache)
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or folder, and none of {', '.join(NAMES)}")
+    if path.suffix.lower() in (".npy", ".npz"):
+        return open_array(path)
+    if Path(path, "data.mdb").exists():
+        return open_lsun(path)
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        return open_folder(path)
+    raise ValueError("neither a folder nor a .zip, .npy or .npz")
 
 
-def open_files(path, key):
-    """The Source of the pictures in a folder or a .zip, at any depth. Their classes are the folders
-    at the first level where the paths differ. One line counts the other files by suffix."""
-    archive = None if path.is_dir() else zipfile.ZipFile(path)
-    files = {} if archive else dict(walk(path))
-    for entry in archive.infolist() if archive else ():  # the names never become paths
-        name = entry.filename.replace("\\", "/")
-        if not entry.flag_bits & 0x800:  # macOS writes UTF-8 without saying so
-            with suppress(UnicodeError):
-                name = name.encode("cp437").decode()
-        parts = [part for part in name.split("/") if part not in ("", ".", "..")]
-        if not name.endswith("/") and not any(part.startswith(CLUTTER) for part in parts):
-            files["/".join(parts)] = entry  # of two of one name, the later one counts
-    pictures = {s for s, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
-    formats = [kind for kind in FORMATS if kind in Image.OPEN]  # what this Pillow has
-    suffixes = {name: os.path.splitext(name)[1].lower() for name in files}
-    names = sorted(name for name in files if suffixes[name] in pictures or not files[name])
-    other = Counter(suffixes[name] or "no suffix" for name in sorted({*files} - {*names}))
-    other = ", ".join(f"{n:,} {suffix}" for suffix, n in other.most_common(9))
-    other = other and f"; not read: {other}"
-    if not names:
-        raise SystemExit(f"{path}: there are no images in it{other}")
-    if len(names) < len(files):
-        say(f"{path}: {len(names):,} images{other}")
-    if not archive:
-        stats = [os.stat(files[name]) for name in names if files[name]]
-        key = [key[0], names, [(stat.st_size, stat.st_mtime_ns) for stat in stats]]
-    folders = [(*name.split("/")[:-1], ".") for name in names]
-    depth = next((i for i, level in enumerate(zip(*folders)) if len({*level}) > 1), 0)
-    classes, labels = np.unique([folder[depth] for folder in folders], return_inverse=True)
+def open_torchvision(data, cache):
+    """The Source of cifar10 or stl10, downloaded into `cache` if it is not there."""
+    kind, options = torchvision.datasets.CIFAR10, {}
+    if data == "stl10":
+        kind, options = torchvision.datasets.STL10, {"split": "train+unlabeled"}
+    wanted = f"{kind.filename} with md5 {kind.tgz_md5} into --cache {cache}"
+    if Path(cache, kind.filename).exists():
+        wanted += ": the file there has another md5"
+    with one_line(f"{data}: no download; put {wanted}"):
+        images = kind(cache, download=True, **options)
+    if data == "cifar10":
+        labels, classes = images.targets, images.classes
+    else:
+        labels, classes = images.labels % 11, [*images.classes, "unlabeled"]  # whose label is -1
+    return Source(data, range(len(images)), labels, classes, lambda i: images[i][0])
+
+
+def open_array(path):
+    """The Source of an .npy or .npz: uint8 (N, H, W, 3) or grey (N, H, W), and perhaps labels."""
+    arrays = np.load(path, mmap_mode="r", allow_pickle=False)
+    arrays = {"images": arrays} if isinstance(arrays, np.ndarray) else dict(arrays)
+    images = arrays.get("images", max(arrays.values(), key=np.ndim))
+    labels = arrays.get("labels", np.zeros(len(images), int))
+    grey = images.ndim == 3 and images.shape[2] > 3  # not a single image (H, W, 3)
+    right = images.dtype == np.uint8 and (grey or images.shape[3:] == (3,))
+    if not right or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"images {images.dtype} {images.shape}, labels {labels.dtype} {labels.shape}: not "
+            "uint8 (N, H, W, 3) or (N, H, W) and int (N,). Try (255 * x).round().astype('uint8') "
+            "of floats, x.transpose(0, 2, 3, 1) of channels first"
+        )
+    classes, labels = np.unique(labels, return_inverse=True)
+    classes = classes.astype(str).tolist()
+    items = range(len(images))
+    return Source(stamp(path), items, labels, classes, lambda i: Image.fromarray(images[i]))
+
+
+def open_lsun(path):
+    """The Source of one of LSUN's databases, a folder that holds data.mdb."""
+    import lmdb  # needed here alone: pip install lmdb
+
+    database = lmdb.open(str(path), readonly=True, lock=False).begin()
+    keys = list(database.cursor().iternext(values=False))
 
     def read(i):
-        file = files[names[i]]
-        if not file:
-            raise ValueError("a broken link, or not a regular file")
-        if archive and file.file_size > 2**28:
-            raise ValueError("more than 256 MiB when unpacked")
-        return Image.open(io.BytesIO(archive.read(file)) if archive else file, formats=formats)
+        return Image.open(io.BytesIO(database.get(keys[i])), formats=FORMATS)
 
-    return Source(key, names, labels, [*map(str, classes)], read)
+    return Source(stamp(path / "data.mdb"), keys, np.zeros(len(keys), int), [path.name], read)
 
 
-def walk(folder, within="", above=frozenset()):
-    """(name, path) of each file below a folder, False for the path of a broken link or a pipe,
-    which would block. Links are followed, but not to a folder that holds them."""
-    here = Path(folder).resolve()
-    for entry in [] if here in above else [*os.scandir(folder)]:
-        if os.path.isdir(entry) and not entry.name.startswith(CLUTTER):
-            yield from walk(entry.path, f"{within}{entry.name}/", {*above, here, *here.parents})
-        elif not entry.name.startswith(CLUTTER):
-            yield within + entry.name, os.path.isfile(entry) and entry.path
-
-
-def download(data, cache):
-    """The Source of one of torchvision's sets in `cache`, fetched if it is not there."""
-    sets, before, options = torchvision.datasets, socket.getdefaulttimeout(), {"download": True}
-    if data.startswith("lsun-"):
-        kind, options = sets.LSUN, {"classes": [f"{data[5:]}_train"]}
-        files = [f"{data[5:]}_train_lmdb (unpacked; reading it takes `pip install lmdb`)"]
-    elif data == "celeba":
-        kind, options = sets.CelebA, options | {"split": "all", "target_type": "identity"}
-        files = [f"celeba/{name} (md5 {md5})" for _, md5, name in kind.file_list]
+def open_folder(path):
+    """The Source of the images in a folder or a .zip, at any depth; links are followed. Classes are
+    the folders at the first level where the paths differ."""
+    if path.is_dir():
+        root, names = path, []
+        for folder, below, found in os.walk(path, followlinks=True, onerror=print):
+            if os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents):
+                below.clear()  # a link that leads back up
+                found.clear()
+            names += [Path(folder, name).relative_to(path).as_posix() for name in found]
     else:
-        kind = sets.CIFAR10 if data == "cifar10" else sets.STL10
-        options |= {"split": "train+unlabeled"} if data == "stl10" else {}
-        files = [f"{kind.filename} (md5 {kind.tgz_md5})"]
-    socket.setdefaulttimeout(30)  # seconds without a byte, then a download counts as stalled
-    try:
-        found = kind(str(cache), **options)
-    except Exception as error:  # lmdb, gdown and http.client have errors of their own
-        wanted = ", ".join(f"{cache / file}" for file in files)
-        raise SystemExit(f"{data}: no download ({first_line(error)}). Put there: {wanted}")
-    finally:
-        socket.setdefaulttimeout(before)
-    labels = getattr(found, "targets", getattr(found, "labels", [0] * len(found)))
-    names = [*getattr(found, "classes", [data])] + ["unlabeled"] * (data == "stl10")
-    labels = np.asarray(labels) % len(names)  # "unlabeled" is -1
-    return Source([data], range(len(found)), labels, names, lambda i: found[i][0])
+        root, names = zipfile.Path(path), zipfile.ZipFile(path).namelist()
+    files = []
+    for name in sorted(names):
+        hidden = "/." in f"/{name.removeprefix('./')}" or "__MACOSX" in name
+        if not hidden and not name.endswith("/"):
+            files.append(name)
+    names = [name for name in files if name.lower().endswith(SUFFIXES)]
+    if not names:
+        raise ValueError(f"there are no images in it, and {len(files):,} other files")
+    if len(names) < len(files):
+        print(f"{path}: {len(names):,} images, {len(files) - len(names):,} other files")
+    folders = [[*name.split("/")[:-1], "."] for name in names]
+    level = len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists, not of strings)
+    if level == len(folders[0]):  # all images are in one folder
+        level = 0
+    classes, labels = np.unique([folder[level] for folder in folders], return_inverse=True)
+
+    def read(i):
+        with (root / names[i]).open("rb") as file:
+            return Image.open(io.BytesIO(file.read(2**28)), formats=FORMATS)  # 256 MiB at most
+
+    key = [stamp(path / name) for name in files] if path.is_dir() else stamp(path)
+    return Source(key, names, labels, classes.tolist(), read)
+
+
+def stamp(path):
+    """Path, size and time of a file, which tell a changed one; a broken link raises its name."""
+    return [str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def to_rgb(image, size=None):
-    """A PIL image of any mode -> RGB, uint8 array (3, H, W): upright, on white, 16 bits scaled to
-    8; with `size`, its center square resized to that."""
-    raw = str(image.tile[0][3]) if getattr(image, "tile", None) else ""  # the file's own mode
-    tags, clear = getattr(image, "tag_v2", {}), image.info.get("transparency")
-    if image.mode == "F" or (image.mode == "I" and image.format not in (None, "PNG", "PPM")):
-        raise ValueError("pixels of 32 bits have no known range; save it with 8 or 16 bits")
+    """A PIL image of any mode -> RGB, uint8 (3, H, W): upright, on white, 16 bits scaled to 8;
+    with `size`, its center square resized to that."""
     image.load()
     with suppress(Exception):  # damaged EXIF says nothing of the pixels
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, or the 12 of a TIFF
-        white = 2 ** tags.get(258, (16,))[0] - 1
-        grey = np.asarray(image).clip(0, white)
-        grey = np.where(grey == clear, white, white - grey if tags.get(262) == 0 else grey)
-        image = Image.fromarray((grey * (255 / white)).round().astype(np.uint8))
-    elif isinstance(clear, int) and raw in ("L;2", "L;4"):  # Pillow scales the pixels alone
-        image.info["transparency"] = clear * (85 if raw == "L;2" else 17)
-    elif isinstance(clear, tuple) and raw.startswith("RGB;16"):
-        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    if image.mode.startswith("I"):  # grey of 16 bits
+        grey = np.asarray(image).clip(0, 65535) / 257
+        image = Image.fromarray(grey.round().astype(np.uint8))
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     image = image.convert("RGB")
     if size:
         side = min(image.size)
@@ -833,19 +777,23 @@ def to_rgb(image, size=None):
     return np.asarray(image).transpose(2, 0, 1)
 
 
-SPRITES = {  # the left half of 16 x 16 cells, two bits each: ground, body, white, pupil
-    "ghost": "000000550155055505550569056d055505550555055505550555055504510000",
-    "beetle": "010000400015005500a510b50555005515550055005515550055001500000000",
-    "robot": "000100010155015501a501b50155000515551155115511550155014001400000",
-    "cat": "0400050005400555055505a505b5055501550055015501550155014501450000",
+SPRITES = {  # left halves of 16 x 16 cells: 0 ground, 1 body, 2 white, 3 pupil
+    "ghost": "0000000000001111000111110011111100111111001112210011123100111111"
+    "0011111100111111001111110011111100111111001111110010110100000000",
+    "beetle": "0001000000001000000001110000111100002211010023110011111100001111"
+    "0111111100001111000011110111111100001111000001110000000000000000",
+    "robot": "0000000100000001000111110001111100012211000123110001111100000011"
+    "0111111101011111010111110101111100011111000110000001100000000000",
+    "cat": "0010000000110000001110000011111100111111001122110011231100111111"
+    "0001111100001111000111110001111100011111000110110001101100000000",
 }
 
 
 def sprite(size, i):
     """The i-th of many small mirrored creatures, a PIL image, always the same: of four kinds by
     turns, in its own colour. Shading and grain keep a discriminator from winning at a glance."""
-    rng, code = np.random.default_rng(i), [*SPRITES.values()][i % len(SPRITES)]
-    half = np.frombuffer(bytes.fromhex(code), ">u2")[:, None] >> np.arange(14, -2, -2) & 3
+    rng = np.random.default_rng(i)
+    half = np.array(list(list(SPRITES.values())[i % 4]), int).reshape(16, 8)
     color = 0.5 + 0.45 * np.cos(2 * np.pi * (rng.uniform() + np.arange(3) / 3))
     palette = np.array([0.95 - 0.25 * (1 - color), color, [1, 1, 1], [0.1, 0.1, 0.1]])
     cells = (255 * palette[np.hstack([half, half[:, ::-1]])]).astype(np.uint8)
@@ -856,127 +804,234 @@ def sprite(size, i):
 
 
 # ---- Options -------------------------------------------------------------------------------------
-# fmt: off
 
 
 def build_parser():
     parser = argparse.ArgumentParser(
-        prog=SCRIPT, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--data", default="sprites", metavar="SET", help="sprites (made here), cifar10, stl10, "
-        "celeba, lsun-NAME, or a folder, .zip, .npy or .npz of images")
-    add("--classes", nargs="+", metavar="NAME", help="train on these classes of the set alone")
-    add("--conditional", action="store_true", help="G makes images of the class that it is told")
-    add("--hflip", action="store_true", help="mirror images at random; not for text or digits")
-    add("--skip-corrupt", action="store_true", help="leave unreadable files out, do not stop")
-    add("--cache", default="data", metavar="DIR", help="of downloads and decoded images")
-    add("--size", type=int, default=32, metavar="PX", help="4, 5, 6 or 7 times 2**n, 16 to 256")
-    add("--z-dim", type=int, default=100, metavar="N", help="length of a latent")
-    add("--g-width", type=int, default=128, metavar="C", help="channels of the generator at size/2")
-    add("--d-width", type=int, default=64, metavar="C", help="the same for the discriminator")
-    add("--norm", choices=("batch", "none"), default="batch", help="of both networks")
-    add("--d-norm", choices=("batch", "none", "spectral"), help="of the discriminator alone")
-    add("--d-act", choices=("leaky", "relu"), default="leaky", help="of the discriminator")
-    add("--epochs", type=int, default=40, metavar="N", help="passes of D over the data")
-    add("--batch-size", type=int, default=128, metavar="N", help="real images per update")
-    add("--lr", type=float, default=2e-4, metavar="X", help="learning rate of both networks")
-    add("--betas", type=float, nargs=2, default=[0.5, 0.999], metavar="B", help="Adam's decay "
-        "rates; a first one of 0.9 makes training oscillate")
-    add("--lr-decay", action="store_true", help="let the learning rate fall linearly to zero")
-    add("--ema", type=float, default=0.999, metavar="D", help="decay per update of the averaged "
-        "generator, which samples come from; 0 takes the raw one")
-    add("--seed", type=int, default=0, metavar="N", help="of weights, latents, order of the images")
-    add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="fp32 (TF32 on CUDA) "
-        "or bfloat16 autocast; auto takes that where the hardware multiplies it")
-    add("--no-graph", action="store_true", help="on CUDA, launch each kernel by itself: slower")
-    add("--snapshot-every", type=int, default=10, metavar="N", help="epochs; the last is kept too")
-    add("--out", default=f"runs/{SCRIPT[:-3]}", metavar="DIR", help="run folder, not yet in use")
-    add("--resume", action="store_true", help="go on from --out, with its flags; --data may move")
-    for action in parser._actions:
-        if action.default not in (None, False, argparse.SUPPRESS):
-            action.help += " (default %(default)s)"
+        prog=SCRIPT,
+        usage="%(prog)s [flags]; --help lists them",
+        description="Train a DCGAN (Radford et al. 2016), by default on sprites made in code, a "
+        "demonstration of a minute. The manual page is the docstring of the file.",
+        allow_abbrev=False,
+    )
+
+    def add(flag, default, text, **options):
+        text = f"{text} (default {default})"
+        group.add_argument(flag, default=default, type=type(default), help=text, **options)
+
+    def switch(flag, text):
+        group.add_argument(flag, action="store_true", help=text)
+
+    group = parser.add_argument_group("data")
+    add("--data", "sprites", "sprites, cifar10, stl10, or a folder, .zip, .npy or .npz of images")
+    group.add_argument("--classes", nargs="+", help="classes to train on, instead of all")
+    switch("--conditional", "learn the classes apart: a row of images each")
+    switch("--hflip", "mirror images at random; not for text or digits")
+    add("--cache", "data", "folder for downloads and decoded images")
+    add("--size", 32, "height and width: 4, 5, 6 or 7 times a power of two, 16 to 256")
+    group = parser.add_argument_group("networks")
+    add("--z-dim", 100, "length of a latent")
+    add("--g-width", 128, "channels of the generator at size/2")
+    add("--d-width", 64, "channels of the discriminator at size/2")
+    add("--norm", "batch", "norm of both networks", choices=("batch", "none"))
+    add(
+        "--d-norm",
+        "same",
+        "norm of the discriminator",
+        choices=("same", "batch", "none", "spectral"),
+    )
+    add("--d-act", "leaky", "activation of the discriminator", choices=("leaky", "relu"))
+    group = parser.add_argument_group("optimization")
+    add("--epochs", 40, "passes of the discriminator over the data")
+    add("--batch-size", 128, "real images per update")
+    add("--lr", 2e-4, "learning rate of both networks")
+    betas = "decay rates of Adam; 0.9 as the first makes training oscillate (default 0.5 0.999)"
+    group.add_argument("--betas", type=float, nargs=2, default=[0.5, 0.999], help=betas)
+    switch("--lr-decay", "let the learning rate fall linearly to zero")
+    add("--ema", 0.999, "decay per update of the averaged generator, which samples come from")
+    group = parser.add_argument_group("run")
+    add("--seed", 0, "seed of weights, latents and the images' order")
+    add("--device", "auto", "cpu, cuda, cuda:1 or mps")
+    add("--precision", "auto", "fp32 (on CUDA TF32) or bfloat16", choices=("auto", "fp32", "bf16"))
+    switch("--no-graph", "launch CUDA kernels one by one, which is slower")
+    add("--snapshot-every", 10, "epochs between snapshots; the last epoch has one in any case")
+    add("--out", f"runs/{Path(SCRIPT).stem}", "run folder")
+    switch("--resume", "go on with the run in --out, with its flags")
+    parser.set_defaults(n_critic=1)  # D is updated as often as G
     return parser
 
 
-# fmt: on
+FREE = "data cache epochs lr betas lr_decay device precision no_graph snapshot_every out resume"
+
+
 def parse_args(argv=None, saved=None):
     """The checked flags; `saved` are those of the run that is resumed."""
+    if argv is None and sys.argv[0].endswith("kernel_launcher.py"):  # a notebook's own flags
+        argv = []
     parser = build_parser()
-    args = parser.parse_args(argv, argparse.Namespace(**saved or {}))
+    args = parser.parse_args(argv, argparse.Namespace(**(saved or {})))
     if args.data == "sprites" and not saved:
         parser.set_defaults(**DEMO)
         args = parser.parse_args(argv)
-    free = "data cache skip_corrupt epochs lr betas lr_decay device precision no_graph out resume"
     for name, value in vars(args).items():
-        flag, low = f"--{name.replace('_', '-')}", int(name not in ("seed", "snapshot_every"))
-        was = (saved or {}).get(name, value)
-        if was != value and name not in f"{free} snapshot_every".split():
-            parser.error(f"{flag}: the run in {args.out} has {was}; leave {flag} out")
-        if type(value) is int and not low <= value < 2**63:
-            parser.error(f"{flag} {value}: must be {low} or more, and below 2**63")
-        if name == "batch_size" and value % int(os.environ.get("WORLD_SIZE", 1)):
-            parser.error(f"{flag} {value}: must be a multiple of the processes")
-        if name in ("lr", "clip", "gp_weight") and not 0 < value < float("inf"):
-            parser.error(f"{flag} {value}: must be above 0")
-        if name in ("ema", "betas") and not all(0 <= v < 1 for v in np.ravel(value)):
-            parser.error(f"{flag} {value}: must be in [0, 1)")
+        flag = f"--{name.replace('_', '-')}"
+        if saved and name not in FREE.split() and value != saved.get(name, value):
+            parser.error(f"{flag}: the run in {args.out} has {saved[name]}; leave {flag} out")
+        least = 0 if name in ("seed", "snapshot_every", "ema", "gp_weight") else 1e-9
+        if type(value) in (int, float) and not least <= value < 2**63:
+            parser.error(f"{flag} {value}: must be {'0 or more' if least == 0 else 'above 0'}")
+    decays = [args.ema, *getattr(args, "betas", [])]
+    if not all(0 <= decay < 1 for decay in decays):
+        parser.error("--ema and --betas: must be in [0, 1)")
+    if args.batch_size % WORLD:
+        parser.error(f"--batch-size {args.batch_size}: must be a multiple of {WORLD} processes")
     try:
-        first_map(args.size)
+        base_resolution(args.size)
     except ValueError as error:
         parser.error(f"--size {error}")
+    for name in ("data", "cache", "out"):
+        setattr(args, name, os.path.normpath(os.path.expanduser(getattr(args, name))))
     return args
 
 
 # ---- main ----------------------------------------------------------------------------------------
 
 
+def build(args, classes, device):
+    """Networks and optimizers by name, and the train step, which takes batches."""
+    G = Generator(args.size, args.z_dim, args.g_width, args.norm, classes)
+    d_norm = args.norm if args.d_norm == "same" else args.d_norm
+    D = Discriminator(args.size, args.d_width, d_norm, args.d_act, classes)
+    mps, cuda = device.type == "mps", device.type == "cuda"
+    for net in (G, D):
+        net.to(device, memory_format=torch.contiguous_format if mps else torch.channels_last)
+    lr = torch.tensor(args.lr, device=device if cuda else "cpu")
+    options = {"lr": lr, "betas": tuple(args.betas), "capturable": cuda, "fused": not mps}
+    opt_G = torch.optim.Adam(G.parameters(), **options)
+    opt_D = torch.optim.Adam(D.parameters(), **options)
+    parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D}
+    return parts, partial(train_step, **parts, z_dim=args.z_dim)
+
+
+def find_device(name):
+    """The torch.device that --device names; "auto" is CUDA, else Apple's MPS, else the CPU."""
+    if name == "auto":
+        name = "cpu"
+        if torch.cuda.is_available():
+            name = "cuda"
+        elif torch.backends.mps.is_available():
+            name = "mps"
+    if name == "cuda":  # one for each process of a torchrun
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    with one_line(f"--device {name}: cannot be used here"):
+        torch.empty(0, device=name)
+    return torch.device(name)
+
+
+def set_up_device(args):
+    """The torch.device, its name, and whether train steps are autocast to bfloat16."""
+    device = find_device(args.device)
+    name, bf16 = str(device), False
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        name = torch.cuda.get_device_name(device)
+        bf16 = torch.cuda.get_device_capability(device)[0] >= 8
+    elif device.type == "cpu":
+        torch.set_num_threads(1 if args.data == "sprites" else THREADS)  # small networks gain none
+        torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
+        name = f"cpu (threads: {torch.get_num_threads()})"
+        bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    if args.precision != "auto":
+        bf16 = args.precision == "bf16"
+    return device, f"{name}, {'bfloat16' if bf16 else 'float32'}", bf16
+
+
+def join_processes(device):
+    """Join the other processes of a torchrun; only the first one prints."""
+    options = {"backend": "gloo"}
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        options = {"device_id": device}
+    dist.init_process_group(timeout=timedelta(hours=12), **options)  # decoding may take its time
+    if RANK > 0:
+        sys.stdout = open(os.devnull, "w")
+
+
+def describe(images, args, device_name):
+    """Print what is trained, and a command that trains longer where the flags give few steps."""
+    print(f"{SCRIPT}: {images:,} images of {args.data} at {args.size}x{args.size}, {device_name}")
+    steps = args.epochs * max(1, images // (args.n_critic * args.batch_size))
+    print(f"{steps // args.epochs:,} train steps an epoch, {steps:,} in all")
+    if args.data == "sprites":
+        print("a short demonstration, with", {name: getattr(args, name) for name in DEMO})
+    elif steps < 2000:
+        epochs = 1 + 5000 // max(1, images // (args.n_critic * 32))
+        print(
+            f'which is few; try python {SCRIPT} --data "{args.data}" --size {args.size} '
+            f'--batch-size 32 --lr 4e-4 --ema 0.99 --epochs {epochs} --out "{args.out}-longer"'
+        )
+
+
 def main(argv=None):
-    args = parse_args(argv)
-    if args.resume and not os.path.exists(f"{args.out}/checkpoint.pt"):
-        raise SystemExit(f"--resume: there is no checkpoint.pt in {args.out}")
-    with locked(Path(args.out)) if FIRST else nullcontext():
-        saved = load_checkpoint(args)
-        args = parse_args(argv, saved["args"] | {"out": args.out}) if saved else args
+    args, saved = parse_args(argv), None
+    checkpoint = Path(f"{args.out}/checkpoint.pt")
+    if checkpoint.exists() and not args.resume:
+        raise SystemExit(f"--out {args.out}: holds a run; name another folder, or add --resume")
+    with lock(args.out):
+        if args.resume:
+            with one_line(f"{checkpoint}: no checkpoint of {MODEL} to go on from"):
+                saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+                if (saved["script"], saved["format"]) != (MODEL, FORMAT):
+                    raise ValueError(f"of {saved['script']}, format {saved['format']}")
+                args = parse_args(argv, {**saved["args"], "out": args.out})
+                if args.lr_decay and args.epochs != saved["args"]["epochs"]:
+                    print("--lr-decay: other --epochs, so the learning rate jumps to another line")
         if os.path.exists(args.data) and args.data not in NAMES:
             args.data = os.path.abspath(args.data)  # a resumed run may start from elsewhere
-        device, device_name, precision = set_up_device(args.device, args.precision)
-        rank, world = join_processes(device)
-        data = load_data(args.data, args.size, args.classes, args.cache, args.skip_corrupt)
-        images, (labels, classes) = data[0], conditions(*data[1:], args)
-        cuda, mps = device.type == "cuda", device.type == "mps"
-        if cuda and images.numel() < torch.cuda.mem_get_info()[0] // 2:
+        device, device_name, bf16 = set_up_device(args)
+        if WORLD > 1:
+            join_processes(device)
+        if RANK > 0:  # the first process decodes the images
+            dist.barrier()
+        images, labels, classes = load_data(args.data, args.size, args.classes, args.cache)
+        if WORLD > 1 and RANK == 0:
+            dist.barrier()
+        if args.conditional:
+            check_classes(labels, classes)
+        else:
+            classes = []
+        if device.type == "cuda" and images.numel() < torch.cuda.mem_get_info()[0] // 2:
             images, labels = images.to(device), labels.to(device)
-
         torch.manual_seed(args.seed)
-        G = Generator(args.size, args.z_dim, args.g_width, args.norm, len(classes))
-        d_norm = args.d_norm or args.norm
-        D = Discriminator(args.size, args.d_width, d_norm, args.d_act, len(classes))
-        layout = torch.contiguous_format if mps else torch.channels_last  # wrong gradients on MPS
-        G, D = (net.to(device, memory_format=layout) for net in (G, D))
-        how = {"lr": torch.tensor(args.lr, device=device if cuda else "cpu"), "capturable": cuda}
-        how |= {"betas": tuple(args.betas), "fused": not mps}
-        opt_G, opt_D = (torch.optim.Adam(net.parameters(), **how) for net in (G, D))
-        state = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D}
-        step = partial(train_step, **state, z_dim=args.z_dim)
-        words = precision + " (TF32)" * (cuda and precision == "fp32")
-        state["classes"] = classes
-        start_run(state, saved, images, args, f"{device_name}, {words}")
-        for net in (G, D) if precision == "bf16" else ():
-            autocast(net, device)
-        train(step, state, images, labels, args, device, rank, world)
-        say(f"done in {state['seconds']:,.0f} s: look at {args.out}/samples")
-        if dist.is_initialized():
+        parts, step = build(args, len(classes), device)
+        state = new_state(parts, len(images), classes)
+        if saved:
+            with one_line(f"{checkpoint}: does not fit this run"):
+                restore(state, saved)
+        describe(len(images), args, device_name)
+        if state.epoch >= args.epochs:
+            print(f"finished at epoch {state.epoch}; to go on, add --epochs {state.epoch + 40}")
+        else:
+            if RANK == 0:
+                write_args(args, device_name)
+            if not saved:
+                save(state, args, "checkpoint.pt")
+            train(state, images, labels, step, args, bf16)
+            print(f'done in {state.seconds:,.0f} s; next: python interpolate.py "{args.out}"')
+        if WORLD > 1:
             dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # it may lack a letter, as on Windows
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
+        if hasattr(signal, "SIGPIPE"):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the script
     try:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
-    except RuntimeError as error:
-        if "memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):
             raise
-        sys.exit(f"{first_line(error)}: try a smaller --batch-size, --size, --g-width or --d-width")
+        sys.exit("out of memory: try a smaller --batch-size, --size, --g-width or --d-width")

@@ -22,20 +22,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
-TRAINERS = [name for name in ("dcgan.py", "wgan.py", "wgan_gp.py") if name in SCRIPTS]
+TRAINERS = ["dcgan.py", "wgan.py", "wgan_gp.py"]
 PAGES = ["README.md", "CONVENTIONS.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 
 # Top-level names that differ on purpose from script to script, and why.
 DIFFER = {
-    "SCRIPT": "the script's own name",
+    "MODEL": "the model's own name, in its checkpoints",
     "COLUMNS": "what a paper's train step reports",
-    "DEMO": "what a model needs to learn the sprites in a minute or two",
+    "DEMO": "what a model needs to learn the sprites in a minute",
     "Critic": "WGAN's has batch norm; WGAN-GP's must not couple the samples of a batch",
     "generator_loss": "cross entropy or critic score",
     "train_step": "the paper's algorithm",
+    "build": "the paper's networks and optimizers",
     "build_parser": "the script's own flags and defaults",
-    "parse_args": "what a trainer checks is a resumed run; the others check their own flags",
-    "main": "the paper's networks and optimizers",
+    "parse_args": "each script checks its own flags",
+    "main": "each kind of script does its own work",
 }
 # Flags whose default or help differs from script to script because the papers do.
 OWN_FLAGS = {"--lr", "--betas", "--epochs", "--batch-size", "--out", "--d-width", "--norm"}
@@ -102,8 +103,6 @@ def test_copies_are_identical_to_the_byte():
 
 def test_every_exception_is_still_one():
     shared = holders()
-    if len(TRAINERS) < 3:
-        pytest.skip("the exceptions are those of three trainers")
     for name in DIFFER:
         assert name in shared, f"{name} stands in one script alone: take it out of DIFFER"
         texts = {source(script, name) for script in shared[name]}
@@ -140,7 +139,8 @@ def test_the_header_lists_what_the_script_imports(script):
     assert 'requires-python = ">=3.10"' in header
     packages = set(re.findall(r'"([a-z]+)', header.split("dependencies", 1)[1]))
     modules = {"PIL" if package == "pillow" else package for package in packages}
-    assert modules == imports(script) - set(sys.stdlib_module_names)
+    needed = imports(script) - set(sys.stdlib_module_names)
+    assert modules == needed - {"lmdb"}  # for LSUN alone; its absence is one line
     wanted = {line.split(">")[0].split(" ")[0] for line in read("requirements.txt").splitlines()}
     assert packages <= wanted
 
@@ -198,10 +198,26 @@ def test_every_flag_has_a_help_that_says_more_than_its_name(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_the_man_page(script):
-    help_ = importlib.import_module(Path(script).stem).build_parser().format_help()
-    assert importlib.import_module(Path(script).stem).__doc__.strip() in help_
-    assert all(flag in help_ for flag in flags(script))
+def test_help_names_every_flag_on_a_screen_and_a_half(script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = importlib.import_module(Path(script).stem).build_parser().format_help()
+    assert all(flag in text for flag in flags(script))
+    assert len(text.splitlines()) <= 75
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_wrong_flag_ends_in_its_error_and_names_help(script, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(Path(script).stem).main(["--nonsense", "3"])
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "--help" in lines[0] and "error: " in lines[1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_flag_is_written_out_in_full(script):
+    parser = importlib.import_module(Path(script).stem).build_parser()
+    assert not parser.allow_abbrev  # --seed is not --seeds
 
 
 # ---- Pages --------------------------------------------------------------------------------------
@@ -235,7 +251,7 @@ def test_every_printed_command_parses(place, script, line):
 
 
 def test_the_readme_is_short():
-    assert len(read("README.md").splitlines()) <= 220
+    assert len(read("README.md").splitlines()) <= 170
 
 
 def test_ci_runs_the_commands_of_the_readme():
@@ -248,9 +264,9 @@ def test_ci_runs_the_commands_of_the_readme():
 
 def test_the_conventions_are_short_and_name_tests_that_exist():
     text = read("CONVENTIONS.md")
-    assert len(text.splitlines()) <= 120
+    assert len(text.splitlines()) <= 90
     named = re.findall(r"`(test_\w+)`", text)
-    assert len(named) >= 12
+    assert len(named) >= 8
     there = "\n".join(read(path) for path in (ROOT / "tests").glob("test_*.py"))
     missing = [name for name in named if f"def {name}(" not in there]
     assert not missing

@@ -73,8 +73,8 @@ def main():
         script, way, size, batch_size = args.cell
         numbers = int(size), int(batch_size)
         return measure(script, way, *numbers, args.data, args.device, args.seconds)
-    _, name, precision = dcgan.set_up_device(args.device, "auto")
-    print(f"{name}, {precision} as shipped, torch {torch.__version__}, {platform.python_version()}")
+    _, name, _ = dcgan.set_up_device(dcgan.parse_args(["--data", "a set", "--device", args.device]))
+    print(f"{name} as shipped, torch {torch.__version__}, {platform.python_version()}")
     print("\n| script | size | batch | plain images/s | shipped images/s | ratio "
           "| s per epoch of 50,000 | plain MB | shipped MB |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|", flush=True)

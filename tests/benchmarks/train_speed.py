@@ -16,7 +16,6 @@ operations of a train step are counted by torch.utils.flop_counter's formulas.
 """
 
 import argparse
-import copy
 import importlib
 import platform
 import statistics
@@ -149,51 +148,47 @@ def shipped(script, images, device, batch_size, precision="auto", channels_last=
     """The script's own train step, set up as its main() and train() do; `without` takes a measure
     away."""
     module = importlib.import_module(script)
-    G, D = networks(script, device, images.shape[-1])
-    if channels_last:
-        for net in (G, D):
-            net.to(memory_format=torch.channels_last)
-    opts = list(optimizers(script, G, D, fused=True, capturable=device.type == "cuda"))
-    G_ema, weight = copy.deepcopy(G).requires_grad_(False), torch.full((), 1e-3, device=device)
-    if module.set_up_device(str(device), precision)[2] == "bf16":
-        module.autocast(G, device)
-        module.autocast(D, device)
-    n_critic = 1 if script == "dcgan" else 5
-    extra = {"dcgan": {}, "wgan": {"clip": 0.01}, "wgan_gp": {"gp_weight": 10.0}}[script]
-    train_step = partial(module.train_step, G, D, *opts, z_dim=100, **extra)
+    flags = ["--data", "a set", "--size", images.shape[-1], "--batch-size", batch_size]
+    flags += ["--device", device, "--precision", precision]
+    args = module.parse_args([str(flag) for flag in flags])
+    bf16 = module.set_up_device(args)[2]
+    torch.manual_seed(0)
+    parts, train_step = module.build(args, 0, device)
+    second_name = "D" if script == "dcgan" else "critic"
+    second = parts[second_name]
+    if not channels_last:
+        for net in (parts["G"], second):
+            net.to(memory_format=torch.contiguous_format)
+    state = module.new_state(parts, len(images), [])
     if device.type == "cuda" and without != "memory":
         images = images.to(device)
-    reals = torch.zeros(n_critic, batch_size, *images.shape[1:], dtype=torch.uint8, device=device)
-    totals = torch.zeros(len(module.COLUMNS), device=device)
-    classes = torch.zeros(batch_size, 0, device=device)
-    order, state = [], {"step": 0, "graph": None}
-
-    def step():
-        totals.add_(train_step([(module.to_input(real), classes) for real in reals]))
-        module.update_ema(G_ema, G, weight)
+    shape = args.n_critic, batch_size
+    real = torch.zeros(*shape, *images.shape[1:], dtype=torch.uint8, device=device)
+    weight = torch.full((), 1e-3, device=device)
+    absent = [None] * args.n_critic
+    plain_step = partial(module.run_step, state, train_step, real, absent, weight, args, bf16)
+    order, todo = [], {"step": plain_step}
 
     def one():
         if not order:
-            epoch = module.shuffled_indices(len(images), n_critic * batch_size, state["step"], 0)
-            order.extend(epoch.view(-1, n_critic, batch_size).to(images.device))
-        reals.copy_(images[order.pop()], non_blocking=True)
-        torch.manual_seed(state["step"])
+            epoch = module.shuffled_indices(len(images), shape, state.step, 0)
+            order.extend(epoch.to(images.device))
+        real.copy_(images[order.pop()])
+        torch.manual_seed(state.step)
         weight.fill_(1e-3)
         optimizer_step = module.optimizer_step
         if without == "inputs":  # gradients of all parameters, as .backward() alone computes them
-            module.optimizer_step = backward_all(opts)
-        if device.type == "cuda" and without != "graph" and state["step"] == 3:
-            state["graph"] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(state["graph"]):
-                step()
-        state["graph"].replay() if state["graph"] else step()
+            module.optimizer_step = backward_all([parts["opt_G"], parts[f"opt_{second_name}"]])
+        if device.type == "cuda" and without != "graph" and state.step == 3:
+            todo["step"] = module.capture(plain_step)
+        todo["step"]()
         module.optimizer_step = optimizer_step
-        state["step"] += 1
+        state.step += 1
 
     if without == "one call":
-        forward = D.forward
-        D.forward = lambda x: torch.cat([forward(part) for part in x.split(batch_size)])
-    one.train_step = step
+        forward = second.forward
+        second.forward = lambda x, y=None: torch.cat([forward(p) for p in x.split(batch_size)])
+    one.train_step = plain_step
     return one
 
 
@@ -266,9 +261,11 @@ def main():
     torch.set_flush_denormal(True)  # for both: it is a setting of each thread
     device = torch.device(args.device)
     images, _, _ = dcgan.load_data(args.data, 32)
-    _, name, precision = dcgan.set_up_device(args.device, args.precision)
+    flags = ["--data", args.data, "--device", args.device, "--precision", args.precision]
+    _, name, bf16 = dcgan.set_up_device(dcgan.parse_args(flags))
+    precision = "bf16" if bf16 else "fp32"
     versions = f"torch {torch.__version__}, python {platform.python_version()}"
-    print(f"{name}, {precision} by default, {versions}; {len(images):,} images of {args.data};")
+    print(f"{name} by default, {versions}; {len(images):,} images of {args.data};")
     dtypes = [torch.float32, torch.bfloat16][: 1 + (precision == "bf16")]
     rates = {dtype: matrix_rate(device, dtype) for dtype in dtypes}
     print(", ".join(f"{str(d)[6:]} products {r / 1e9:,.0f} GFLOP/s" for d, r in rates.items()))
