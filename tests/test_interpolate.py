@@ -7,7 +7,6 @@ import pickle
 import runpy
 import signal
 import sys
-import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,9 +18,10 @@ from torch import nn
 
 import dcgan
 import interpolate
-from interpolate import latents, load_generator, sample
+from interpolate import latents, load_generator
 
 SCRIPT = interpolate.__file__
+NO_CLASSES = torch.zeros(1, 0)
 SHAPE = {"size": 16, "z_dim": 8, "width": 4, "norm": "batch"}
 
 
@@ -42,9 +42,8 @@ def snapshot(path, names=(), **shape):
     """Write a trainer's snapshot, and return its generator."""
     shape = SHAPE | shape | {"classes": len(names)}
     G = generator(**shape)
-    saved = {"format": 2, "script": "dcgan.py", "generator": shape, "args": {}}
-    saved |= {"G_ema": G.state_dict(), "epoch": 3, "step": 9, "classes": list(names)}
-    torch.save(saved, path)
+    saved = {"format": 2, "script": "dcgan.py", "generator": shape, "classes": list(names)}
+    torch.save(saved | {"G_ema": G.state_dict(), "epoch": 3, "step": 9}, path)
     return G
 
 
@@ -74,10 +73,9 @@ def refusal(*flags, checkpoint="g.pt"):
     return stop.value.code
 
 
-def inputs(flags, names=("",), onehots=None, G=None):
+def inputs(flags, names=("",), onehots=NO_CLASSES, G=None):
     """What G is given for a picture, and the labels."""
     args = interpolate.parse_args(["g.pt", *flags.split()])
-    onehots = torch.zeros(1, 0) if onehots is None else onehots
     return interpolate.make_inputs(args, G, 8, names, onehots)
 
 
@@ -89,8 +87,9 @@ def read(path):
 
 def images_of(G, z):
     """Images by hand: uint8 (N, H, W, 3)."""
-    x = ((G(z) + 1) * 127.5).round().clamp(0, 255)
-    return x.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy().astype(np.uint8)
+    levels = (G(z) + 1) * 127.5
+    levels = levels.round().clamp(0, 255).to(torch.uint8)
+    return levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
 
 def close(a, b):
@@ -118,20 +117,18 @@ def files(folder):
 def test_slerp_turns_evenly_and_changes_its_length_evenly(factor):
     t = torch.linspace(0, 1, 7, dtype=torch.float64)
     for a, b in pairwise(latents(range(20), 20).double()):
-        z = interpolate.interpolation(a, factor * b, 7)
+        b = factor * b
+        z = interpolate.interpolation(a, b, 7)
         lengths = z.norm(dim=1)
-        torch.testing.assert_close(lengths, torch.lerp(a.norm(), factor * b.norm(), t))
+        torch.testing.assert_close(lengths, torch.lerp(a.norm(), b.norm(), t))
         units = z / lengths[:, None]
-        angles = 2 * torch.asin((units[1:] - units[:-1]).norm(dim=1) / 2)  # of chords
-        whole = torch.acos((a @ b) / (a.norm() * b.norm()))
-        torch.testing.assert_close(angles, whole.expand(6) / 6)
-        plane = torch.linalg.svdvals(torch.stack([a, b, *z]))
-        assert plane[2] < 1e-9 * plane[0]  # the arc stays in the plane of its ends
+        angles = torch.acos((units[1:] * units[:-1]).sum(1))
+        whole = torch.acos(units[0] @ b / b.norm())
+        torch.testing.assert_close(angles, whole.expand(6) / 6)  # so that there is no way round
 
 
 X = torch.tensor([3.0, -1, 2, 0.5])
-PAIRS = [(X, X), (X, -X), (X, -3 * X), (X, 0 * X), (0 * X, 0 * X), (X[:1], -X[:1])]
-PAIRS += [(X, X + 1e-7), (X, -X + 1e-7), (1e-30 * X, 1e30 * X)]
+PAIRS = [(X, X), (X, -X), (X, -3 * X), (X, 0 * X), (0 * X, 0 * X), (X, X + 1e-7)]
 
 
 @pytest.mark.parametrize("path", ["slerp", "lerp"])
@@ -145,76 +142,52 @@ def test_degenerate_pairs_stay_finite_and_keep_their_ends(path, a, b):
     assert (z.norm(dim=1) <= max(a.norm(), b.norm()) * (1 + 1e-6)).all()
 
 
-@pytest.mark.parametrize("path", ["slerp", "lerp"])
-def test_the_ends_of_an_interpolation_are_its_seeds_to_the_bit(path):
-    for a, b in pairwise(latents(range(100), 20)):
-        z = interpolate.interpolation(a, b, 3, path)
-        assert torch.equal(z[[0, 2]], torch.stack([a, b]))
-
-
-@pytest.mark.parametrize("norm", ["batch", "none"])
-def test_principal_directions_are_those_of_the_response(norm):
-    """The response by the layer itself, its directions by a singular value decomposition."""
-    layer = generator(norm=norm).main[0]
-    response = layer(torch.eye(8)[:, :, None, None]) - layer(torch.zeros(1, 8, 1, 1))
-    response = response.flatten(1).double()
-    expected = torch.linalg.svd(response.T, full_matrices=False).Vh
-    directions = interpolate.principal_directions(nn.Sequential(layer), 8).double()
-    torch.testing.assert_close(abs((directions * expected).sum(1)), torch.ones(8).double())
-    assert ((directions @ response).norm(dim=1).diff() < 0).all()  # the strongest comes first
-    assert (directions.gather(1, directions.abs().argmax(1, keepdim=True)) > 0).all()
+def test_principal_directions_move_the_first_layer_most_and_at_right_angles():
+    layer = generator(norm="none").main[0]
+    directions = interpolate.principal_directions(nn.Sequential(layer), 8)
+    zero = torch.zeros(1, 8, 1, 1)
+    moved = (layer(directions[:, :, None, None]) - layer(zero)).flatten(1)
+    torch.testing.assert_close(directions @ directions.T, torch.eye(8))
+    lengths = moved.norm(dim=1)
+    torch.testing.assert_close(moved @ moved.T, torch.diag(lengths**2), atol=1e-5, rtol=1e-5)
+    assert (lengths.diff() < 0).all()
+    assert (directions.amax(1) > -directions.amin(1)).all()  # of two signs, always the same
 
 
 # ---- Arithmetic ---------------------------------------------------------------------------------
 
 
 def test_a_sum_is_read_term_by_term():
-    terms = interpolate.expression(" 3 -\t17+0.5*42 -2*(1,2, 8)")
-    assert terms == [
-        (1, 1, [3], "+ 3"),
-        (-1, 1, [17], "- 17"),
-        (1, 0.5, [42], "+ 0.5*42"),
-        (-1, 2, [1, 2, 8], "- 2*(1,2, 8)"),
-    ]
     assert interpolate.expression("-3") == [(-1, 1, [3], "- 3")]
+    first, second, third = interpolate.expression(" 3 -\t0.5*42+2*(1,2, 8)")
+    assert first == (1, 1, [3], "+ 3")
+    assert second == (-1, 0.5, [42], "- 0.5*42")
+    assert third == (1, 2, [1, 2, 8], "+ 2*(1,2, 8)")
 
 
-@pytest.mark.parametrize(
-    "text, rest",
-    [
-        ("3++*17", "++*17"),
-        ("3 4", "4"),
-        ("17+3.5", ".5"),
-        ("3-(17,(18,19)", "-(17,(18,19)"),
-        ("", "+"),
-        ("3 \u221217", "\u221217"),
-        ("3+9999*4", "*4"),
-    ],
-)
-def test_what_is_no_sum_is_refused_from_where_it_is_not_understood(text, rest):
-    with pytest.raises(argparse.ArgumentTypeError) as fault:
-        interpolate.expression(text)
-    assert str(fault.value) == f"{rest!r} is not understood; (3,5)-17+0.5*42 is"
+def test_what_is_no_sum_is_refused_from_where_it_is_not_understood():
+    rests = {"3++*17": "++*17", "3 4": "4", "17+3.5": ".5", "": "+", "3 \u221217": "\u221217"}
+    rests |= {"3-(17,(18,19)": "-(17,(18,19)", "3+9999*4": "*4"}
+    for text, rest in rests.items():
+        with pytest.raises(argparse.ArgumentTypeError) as fault:
+            interpolate.expression(text)
+        assert str(fault.value) == f"{rest!r} is not understood; (3,5)-17+0.5*42 is"
 
 
 def test_a_sum_has_a_column_per_term_and_its_result_among_eight_neighbours():
-    z, labels = interpolate.arithmetic(interpolate.expression("(3,5,8)-17+0.5*(42,43)"), 8)
+    z, labels = interpolate.arithmetic(interpolate.expression("2*(3,5)-17"), 8)
     assert labels.tolist() == [
-        ["3", None, None, None, None, None],
-        ["5", None, "42", None, None, None],
-        ["8", None, "43", "", "", ""],
-        ["+ (3,5,8)", "- 17", "+ 0.5*(42,43)", "", "= result", ""],
-        [None, None, None, "", "", ""],
+        ["3", None, None, None, None],
+        ["5", None, "", "", ""],
+        ["+ 2*(3,5)", "- 17", "", "= result", ""],
+        [None, None, "", "", ""],
     ]
-    seeds = latents([3, 5, 8, 17, 42, 43], 8)
-    assert torch.equal(z[:3, 0], seeds[:3])
-    assert torch.equal(z[1:3, 2], seeds[4:])
-    torch.testing.assert_close(z[3, 0], seeds[:3].mean(0))
-    assert torch.equal(z[3, 1], seeds[3])
-    torch.testing.assert_close(z[3, 2], 0.5 * seeds[4:].mean(0))
-    off = (z[2:, 3:] - (z[3, 0] - z[3, 1] + z[3, 2])).flatten(0, 1).abs()
+    a, b, c = latents([3, 5, 17], 8)
+    torch.testing.assert_close(z[:3, 0], torch.stack([a, b, a + b]))
+    assert torch.equal(z[2, 1], c)
+    off = (z[1:, 2:] - (a + b - c)).abs().flatten(0, 1)
     assert off[4].max() < 1e-6
-    assert off.max() <= 0.25 + 1e-6
+    assert off.max() < 0.25 + 1e-6
     assert (off.amax(1) > 0.1).sum() == 8
 
 
@@ -223,13 +196,13 @@ def test_a_sum_has_a_column_per_term_and_its_result_among_eight_neighbours():
 
 def test_a_row_leads_from_each_seed_to_the_next():
     x, labels = inputs("--seeds 3,17,42 --steps 4 --loop")
-    z = latents([3, 17, 42, 3], 8)
-    arcs = [interpolate.interpolation(a, b, 4) for a, b in pairwise(z)]
+    a, b, c = latents([3, 17, 42], 8)
+    arcs = [interpolate.interpolation(*pair, 4) for pair in [(a, b), (b, c), (c, a)]]
     assert torch.equal(x, torch.cat(arcs))
-    assert labels[0] == ["seed 3 ", "", "", "seed 17"]
+    assert torch.equal(x[[0, 3, 4, 11]], torch.stack([a, b, b, a]))  # to the bit
     assert labels[2] == ["seed 42 ", "", "", "seed 3"]
     x, _ = inputs("--seeds 3,17 --steps 3 --path lerp")
-    torch.testing.assert_close(x[1], z[:2].mean(0))
+    torch.testing.assert_close(x[1], (a + b) / 2)
 
 
 def test_a_traversal_moves_along_one_direction_per_row():
@@ -243,58 +216,54 @@ def test_a_traversal_moves_along_one_direction_per_row():
 
 
 def test_rows_take_the_classes_by_turns_and_so_do_samples():
-    onehots = torch.eye(3)[[2, 0]]
-    x, labels = inputs("--seeds 1-4 --steps 2", ["ship", "cat"], onehots)
-    assert torch.equal(x[:, 8:], onehots[[0, 0, 1, 1, 0, 0]])
+    names, onehots = ["ship", "cat"], torch.tensor([[0.0, 1], [1, 0]])
+    x, labels = inputs("--seeds 1-4 --steps 2", names, onehots)
+    assert x[:, 8].tolist() == [0, 0, 1, 1, 0, 0]
     assert [row[0] for row in labels] == ["seed 1 ship", "seed 2 cat", "seed 3 ship"]
-    x, _ = inputs("--samples 5", ["ship", "cat"], onehots)
-    assert torch.equal(x, torch.cat([latents(range(5), 8), onehots[[0, 1, 0, 1, 0]]], 1))
+    x, _ = inputs("--samples 5", names, onehots)
+    assert torch.equal(x[:, :8], latents(range(5), 8))
+    assert x[:, 8].tolist() == [0, 1, 0, 1, 0]
 
 
 def test_between_two_classes_the_latent_stays():
     flags = "--between cat ship --seeds 5,6 --steps 3"
-    x, labels = inputs(flags, ["cat", "ship"], torch.eye(3)[[0, 2]])
+    x, labels = inputs(flags, ["cat", "ship"], torch.eye(2))
     assert torch.equal(x[:, :8], latents([5, 5, 5, 6, 6, 6], 8))
-    turned = torch.tensor([[1, 0, 0], [0.5, 0, 0.5], [0, 0, 1]])
-    assert torch.equal(x[:, 8:], turned.repeat(2, 1))
+    assert x[3:, 8:].tolist() == [[1, 0], [0.5, 0.5], [0, 1]]
     assert labels[1] == ["seed 6 cat", "", "ship"]
 
 
 @pytest.mark.parametrize("text, line", [("a", 17), ("", 0)])
 def test_a_picture_has_images_below_their_labels_and_blanks(tmp_path, text, line):
-    images = torch.randint(0, 256, (2, 3, 3, 20, 10), dtype=torch.uint8)
-    labels = [[text, "", None], ["", text * 80, ""]]
+    images = torch.randint(0, 256, (2, 2, 3, 20, 10), dtype=torch.uint8)
+    labels = [["", None], [80 * text, ""]]
     interpolate.write_picture(tmp_path / "p.png", images, labels)
     page = read(tmp_path / "p.png")
-    assert page.shape == (4 + 2 * (120 + 4 + line), 4 + 3 * (60 + 4), 3)
-    places = page[4:].reshape(2, 124 + line, -1, 3)[:, :, 4:].reshape(2, -1, 3, 64, 3)
-    for row, column in np.ndindex(2, 3):
-        place = places[row, :, column]
-        label, shown = place[:line, :60], place[line : line + 120 : 6, :60:6]
-        if labels[row][column] is None:
-            assert place.min() == 255
-        else:
-            assert np.array_equal(shown, images[row, column].permute(1, 2, 0))
-            assert (label < 99).any() == bool(labels[row][column])  # one too long is cut
+    height = line + 120 + 4
+    assert page.shape == (4 + 2 * height, 4 + 2 * 64, 3)
+    assert page[: 4 + height, 64:].min() == 255
+    label, shown = page[4 + height :][:line], page[4 + height + line :]
+    assert np.array_equal(shown[:120:6, 4:64:6], images[1, 0].permute(1, 2, 0))
+    assert np.array_equal(shown[:120:6, 68:128:6], images[1, 1].permute(1, 2, 0))
+    assert (label[:, :64] < 99).any() == bool(text)
+    assert (label[:, 64:] == 255).all()  # it is cut
 
 
 @pytest.mark.parametrize(
-    "flags, row, column, line, seed",
+    "flags, top, left",
     [
-        ("--seeds 3,4,5 --steps 3", 1, 0, 17, 4),
-        ("--samples 5", 1, 1, 0, 4),
-        ("--arithmetic 7", 1, 0, 17, 7),
-        ("--traverse 8 --steps 3", 0, 1, 17, 8),
+        ("--seeds 6,7,8 --steps 3", 170, 4),
+        ("--samples 8", 268, 136),
+        ("--arithmetic 7", 170, 4),
+        ("--traverse 7 --steps 3", 21, 136),
     ],
 )
-def test_each_kind_of_picture_shows_its_images(G, capsys, flags, row, column, line, seed):
+def test_each_kind_of_picture_shows_seed_7_in_its_place(G, capsys, flags, top, left):
     run(*flags.split(), "--out", "p.png")
-    top, left = 4 + line + row * (132 + line), 4 + column * 132
     shown = read("p.png")[top : top + 128 : 8, left : left + 128 : 8]
-    assert close(shown, images_of(G, latents([seed], 8))[0])
-    first, *others = capsys.readouterr().out.splitlines()
-    assert first == "g.pt: G_ema of dcgan.py, epoch 3, 16x16x3, latents of 8; cpu"
-    assert others == ["wrote p.png"]
+    assert close(shown, images_of(G, latents([7], 8))[0])
+    said = "g.pt: G_ema of dcgan.py, epoch 3, 16x16x3, latents of 8; cpu\nwrote p.png\n"
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize("flags", ["--arithmetic 7", "--traverse 7"])
@@ -334,9 +303,6 @@ def test_an_animation_between_classes_has_every_image_of_its_rows(conditional):
 def test_a_class_that_is_not_there_is_named_with_those_that_are(conditional):
     message = refusal("--class", "cat", "horse")
     assert message == "g.pt: has the classes ['cat', 'dog', 'ship'] ('horse' is not in list)"
-    snapshot("plain.pt")
-    message = refusal("--between", "cat", "dog", checkpoint="plain.pt")
-    assert message == "plain.pt: has the classes [] ('cat' is not in list)"
 
 
 # ---- Samples ------------------------------------------------------------------------------------
@@ -352,12 +318,6 @@ def test_a_seed_is_the_same_image_at_every_batch_size(G):
         assert close(images, expected)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_seed_is_the_same_image_on_every_device(G):
-    assert close(samples_of(32), samples_of(32, "--device", "cuda"))
-
-
 def test_a_folder_and_an_array_hold_the_images_of_their_seeds(conditional, capsys):
     run("--samples", 20, "--out", "fake/", "--batch-size", 8)
     assert "fake: 20 images (0 were there)\n" in capsys.readouterr().out
@@ -368,38 +328,19 @@ def test_a_folder_and_an_array_hold_the_images_of_their_seeds(conditional, capsy
         assert arrays["labels"].tolist() == [seed % 3 for seed in range(20)]
 
 
-def test_interrupted_samples_go_on_and_become_the_same_files(G, monkeypatch, capsys):
-    flags = ["--samples", 30, "--batch-size", 8, "--out"]
-    run(*flags, "whole")
-    batches = []
-
-    def interrupted(*args):
-        batches.append(args)
-        if len(batches) == 3:
-            raise KeyboardInterrupt
-        return sample(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(interpolate, "sample", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(*flags, "parts")
-    Path("parts/000007.png").unlink()
-    before = {path: path.stat().st_mtime_ns for path in Path("parts").glob("*.png")}
-    run(*flags, "parts")
-    assert "parts: 30 images (15 were there)" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert files("parts") == files("whole")
-    assert len(os.listdir("parts")) == 31  # and samples.json
-
-
-def test_a_folder_grows_in_place_after_its_checkpoint_has_moved(G):
-    run("--samples", 3, "--out", "fake")
-    Path("fake").rename("fake.v2")
-    Path("fake.v2/notes.txt").write_text("of my own")
-    Path("fake.v2/._000000.png").write_text("of macOS")
+def test_a_folder_goes_on_and_grows_after_it_and_its_checkpoint_have_moved(G, capsys):
+    run("--samples", 12, "--out", "whole")
+    run("--samples", 9, "--out", "part")
+    Path("part").rename("part.v2")
+    Path("part.v2/000003.png").unlink()
+    Path("part.v2/notes.txt").write_text("of my own")
+    Path("part.v2/._000000.png").write_text("of macOS")
+    before = {path: path.stat().st_mtime_ns for path in Path("part.v2").glob("0*.png")}
     torch.save({"netG": G.state_dict()}, "moved.pt")
-    run("--samples", 5, "--out", "fake.v2", checkpoint="moved.pt")
-    assert len(files("fake.v2")) == 5
+    run("--samples", 12, "--out", "part.v2", checkpoint="moved.pt")
+    assert "part.v2: 12 images (8 were there)" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert files("part.v2") == files("whole")
 
 
 def test_a_folder_of_other_images_is_refused_and_left_alone(conditional):
@@ -424,21 +365,25 @@ def test_a_folder_of_other_images_is_refused_and_left_alone(conditional):
 # ---- Generators ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", ["dcgan.py", "wgan.py", "wgan_gp.py"])
-def test_a_checkpoint_holds_the_average_and_the_raw_generator(G, script):
-    nets = {"G": generator(seed=1), "G_ema": generator(seed=2)}
-    saved = {key: net.state_dict() for key, net in nets.items()}
-    saved |= {"format": 2, "script": script, "generator": SHAPE, "epoch": 4, "step": 7}
-    saved["D"] = dcgan.Discriminator(16, 4).state_dict()
-    saved["opt_G"] = {"state": {0: {"exp_avg": torch.zeros(3)}}}
+def prefixed(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+JUDGE = prefixed("discriminator.", dcgan.Discriminator(16, 4).state_dict())
+
+
+def test_a_checkpoint_holds_the_average_and_the_raw_generator(G):
+    raw, average = generator(seed=1), generator(seed=2)
+    saved = torch.load("g.pt", weights_only=True) | {"G": raw.state_dict(), "critic": JUDGE}
+    saved |= {"G_ema": average.state_dict(), "opt_G": {"state": {0: {"exp_avg": raw.state_dict()}}}}
     Path("run").mkdir()
     torch.save(saved, "run/checkpoint.pt")
     z = latents(range(4), 8)
-    assert close(samples_of(4, checkpoint="run"), images_of(nets["G_ema"], z))
-    assert close(samples_of(4, "--raw", checkpoint="run"), images_of(nets["G"], z))
-    assert close(samples_of(4, "--key", "G", checkpoint="run"), images_of(nets["G"], z))
+    assert close(samples_of(4, checkpoint="run"), images_of(average, z))
+    assert close(samples_of(4, "--raw", checkpoint="run"), images_of(raw, z))
+    assert close(samples_of(4, "--key", "G", checkpoint="run"), images_of(raw, z))
     info = load_generator("run")[1]
-    assert (info["script"], info["epoch"], info["step"]) == (script, 4, 7)
+    assert (info["script"], info["epoch"], info["step"]) == ("dcgan.py", 3, 9)
     assert "(no tensor main.0.weight in G; " in refusal("--raw")
 
 
@@ -493,24 +438,13 @@ def test_a_dcgan_of_another_kernel_is_refused(G, kernel):
     assert f"(main.3 has a kernel of {kernel}, where 4 doubles the size; interpolate" in message
 
 
-def prefixed(prefix, state):
-    return {prefix + name: value for name, value in state.items()}
-
-
-def lightning(state):
-    """A generator and a discriminator in one state dict, and optimizers beside it."""
-    judge = dcgan.Discriminator(16, 4).state_dict()
-    both = prefixed("generator.", state) | prefixed("discriminator.", judge)
-    return {"state_dict": both, "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}}]}
-
-
 @pytest.mark.parametrize(
     "wrap",
     [
         lambda state: {"epoch": 3, "netG": state, "netD": {}, "loss": [1.0]},
         lambda state: {**state, "epoch": 3},
         lambda state: {"models": {"G": prefixed("module._orig_mod.", state)}},
-        lightning,
+        lambda state: {"state_dict": prefixed("generator.", state) | JUDGE, "optimizers": [{}]},
     ],
 )
 def test_a_state_dict_is_found_in_whatever_wraps_it(G, wrap):
@@ -520,13 +454,11 @@ def test_a_state_dict_is_found_in_whatever_wraps_it(G, wrap):
 
 
 def test_of_two_generators_a_key_picks_one(G):
-    nets = {"netG": generator(seed=1), "ema": generator(seed=2)}
-    torch.save({key: net.state_dict() for key, net in nets.items()}, "two.pt")
+    torch.save({"netG": G.state_dict(), "ema": generator(seed=2).state_dict()}, "two.pt")
     message = refusal(checkpoint="two.pt")
     assert "(it holds several; --key takes one of netG, ema)" in message
-    for key, net in nets.items():
-        images = samples_of(3, "--key", key, checkpoint="two.pt")
-        assert close(images, images_of(net, latents(range(3), 8)))
+    images = samples_of(3, "--key", "netG", checkpoint="two.pt")
+    assert close(images, images_of(G, latents(range(3), 8)))
     assert "no tensor main.0.weight in net; " in refusal("--key", "net", checkpoint="two.pt")
 
 
@@ -542,16 +474,10 @@ class Net(nn.Module):
         self.fc = nn.Linear(6, 2 * 10 * 10 * 3)
     def forward(self, z):
         return torch.tanh(self.fc(z)).view(-1, 3, 20, 10)
-
 class Tall(Net):
     def forward(self, z):
         assert z.shape[2:] == (1, 1)
         return super().forward(z.flatten(1))
-
-class Flat(Net):
-    def forward(self, z):
-        return self.fc(z)
-
 class Picky(Net):
     def __init__(self, size):
         super().__init__()
@@ -578,8 +504,6 @@ def test_a_class_of_any_file_takes_two_or_four_dimensions(layer, capsys, name):
     images = samples_of(4, *flags, checkpoint="other.pt")
     assert close(images, images_of(nn.Identity(), expected))
     assert "assumed" not in capsys.readouterr().out
-    run(*flags, "--traverse", 1, "--dims", 2, "--steps", 3, checkpoint="other.pt")
-    assert read("traverse.png").shape == (4 + 2 * (4 + 17 + 120), 4 + 3 * (4 + 60), 3)
 
 
 def test_a_class_is_called_with_the_arguments_of_the_trainer(conditional):
@@ -593,7 +517,6 @@ def test_a_class_is_called_with_the_arguments_of_the_trainer(conditional):
         ("models/other.py:Nowhere", "--generator models/other.py:Nowhere: not loaded ('Nowhere')"),
         ("other", "--generator other: not loaded"),
         ("models/other.py:Picky", "missing 1 required positional argument: 'size'"),
-        ("models/other.py:Flat", "other.pt: cannot be used as a generator"),
         (f"{dcgan.__file__}:Generator", "no tensor main.0.weight"),
     ],
 )
@@ -608,12 +531,10 @@ def test_a_class_that_does_not_fit_is_refused(layer, code, words):
     "flags, words",
     [
         ("--steps 0", "--steps 0: must be above 0"),
-        ("--batch-size 0", "--batch-size 0: must be above 0"),
         ("--seeds 3", "--seeds: takes two or more"),
         ("--seeds 3,x", "--seeds: invalid seed_list value: '3,x'"),
         ("--seeds 5-3", "--seeds: invalid seed_list value: '5-3'"),
         ("--traverse 0 --seeds 1,2", "--seeds: has no effect on --traverse"),
-        ("--samples 9 --traverse 1", "not allowed with argument"),
         ("--arithmetic 3++4", "'++4' is not understood; (3,5)-17+0.5*42 is"),
         ("--out i.mp4", "--out i.mp4: takes .png, .gif, .webp"),
         ("--samples 9 --out a.tar", "--out a.tar: takes .png, .npz, a folder"),
@@ -634,69 +555,50 @@ class Hostile:
         return (os.mkdir, ("hostile-code-ran",))
 
 
-def saving(value):
-    return lambda path: torch.save(value, path)
-
-
-def changed(**values):
-    return lambda path: torch.save(torch.load(path, weights_only=True) | values, path)
-
-
-def torchscript(path):
-    with pytest.warns():
-        torch.jit.save(torch.jit.script(nn.Linear(2, 3)), path)
-
-
-def statistics(path):
-    with open(path, "wb") as file:
-        np.savez(file, mu=np.zeros(4), sigma=np.zeros((4, 4)))
-
-
 ITSELF = {}
 ITSELF["a"] = ITSELF
 DIVERGED = generator()
 DIVERGED.main[0].weight[0] = torch.nan
-HUGE = torch.zeros(1).expand(10**6, 1024, 4, 4)  # a kilobyte that unfolds to 65 GB
 
 
 @pytest.mark.parametrize(
-    "damage, words",
+    "saved, words",
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:3000]), "cut short, damaged, or not"),
-        (lambda path: path.write_bytes(pickle.dumps(Hostile())), "no code in it was run"),
-        (saving({"main.0.weight": Hostile()}), "mkdir, which could run code"),
-        (torchscript, "cannot be read: a TorchScript module"),
-        (statistics, "cannot be read: NumPy arrays (mu, ...), such as statistics"),
-        (Path.unlink, "cannot be read: No such file or directory"),
-        (changed(G_ema=None), "no tensor main.0.weight in G_ema"),
-        (changed(G_ema={"main.0.weight": HUGE}), "main.0 is no convolution"),
-        (saving([1, 2]), "cannot be used as a generator"),
-        (saving({}), "no tensor main.0.weight in it; interpolate.py --generator takes other"),
-        (saving(ITSELF), "recursion"),
-        (saving(dcgan.Discriminator(16, 4).state_dict()), "cannot be used as a generator"),
-        (changed(G_ema=DIVERGED.state_dict()), "its weights are not finite; the training diverged"),
+        ({"main.0.weight": Hostile()}, "mkdir, which could run code; save a state dict alone"),
+        ({"G_ema": None, "script": "dcgan.py"}, "no tensor main.0.weight in G"),
+        ({"main.0.weight": torch.zeros(1).expand(10**6, 1024, 4, 4)}, "main.0 is no convolution"),
+        ([1, 2], "cannot be used as a generator"),
+        ({}, "no tensor main.0.weight in it; interpolate.py --generator takes other networks"),
+        (ITSELF, "recursion"),
+        (dcgan.Discriminator(16, 4).state_dict(), "cannot be used as a generator"),
+        (DIVERGED.state_dict(), "its weights are not finite; the training diverged"),
     ],
 )
-def test_what_is_no_generator_is_refused_in_one_line(G, damage, words):
-    damage(Path("g.pt"))
+def test_what_is_no_generator_is_refused_in_one_line(G, saved, words):
+    torch.save(saved, "g.pt")
     message = refusal()
     assert message.startswith("g.pt: ")
     assert words in message
-    assert set(os.listdir()) <= {"g.pt"}  # no code has made a folder
+    assert os.listdir() == ["g.pt"]  # no code has made a folder
 
 
-def test_a_safetensors_file_and_a_missing_checkpoint_are_named_as_such(G):
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_foreign_file_is_named_for_what_it_is(G):
+    damaged = "cut short, damaged, or not written by torch.save"
+    Path("cut.pt").write_bytes(Path("g.pt").read_bytes()[:3000])
+    assert damaged in refusal(checkpoint="cut.pt")
+    Path("pickle.pt").write_bytes(pickle.dumps(Hostile()))
+    assert damaged in refusal(checkpoint="pickle.pt")
     Path("g.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     assert "a safetensors file; save its" in refusal(checkpoint="g.safetensors")
+    np.savez("s.npz", mu=np.zeros(4), sigma=np.zeros((4, 4)))
+    assert "NumPy arrays (mu, ...), such as statistics" in refusal(checkpoint="s.npz")
+    torch.jit.script(nn.Linear(2, 3)).save("script.pt")
+    assert "a TorchScript module; save its" in refusal(checkpoint="script.pt")
     Path("run").mkdir()
     missing = Path("run", "checkpoint.pt")
     assert refusal(checkpoint="run").startswith(f"{missing}: cannot be read: No such file")
-
-
-def test_a_path_that_cannot_be_written_to_ends_in_one_line(G):
-    Path("file").write_text("in the way")
-    for out in (Path("file/i.png"), Path("file/fake")):
-        assert f"{out}: not written" in refusal("--samples", 4, "--out", out)
+    assert not Path("hostile-code-ran").exists()
 
 
 def test_a_lack_of_memory_ends_in_one_line_that_names_the_batch_size(G, monkeypatch):
@@ -715,7 +617,9 @@ def test_a_full_disk_leaves_nothing_half_written(G, monkeypatch, out):
 
     Path("s.npz").write_bytes(b"whole")
     monkeypatch.setattr(os, "fsync", full)
-    assert "No space left on device" in refusal("--samples", 9, "--out", out)
+    message = refusal("--samples", 9, "--out", out)
+    assert ": not written; " in message
+    assert "No space left on device" in message
     assert Path("s.npz").read_bytes() == b"whole"
     assert {path.name for path in Path().rglob("*")} <= {"g.pt", "s.npz", "fake"}
 
@@ -763,10 +667,3 @@ def test_the_flags_of_a_notebooks_kernel_are_not_its_own(G, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         interpolate.main()
     assert "required: CHECKPOINT" in capsys.readouterr().err
-
-
-def test_it_runs_in_a_thread(G):
-    thread = threading.Thread(target=run, args=("--samples", 4, "--out", "fake"))
-    thread.start()
-    thread.join()
-    assert len(files("fake")) == 4
