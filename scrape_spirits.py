@@ -18,8 +18,7 @@ command continues after Ctrl-C, a crash or failures: what is there whole is neve
 
 robots.txt is obeyed (RFC 9309, Crawl-delay), also after a redirect. 408, 429, 5xx and time-outs
 bring a pause, of Retry-After or of 1, 2, 4, 8 s; 10 failures in a row stop the run. A picture is
-what Pillow decodes to the end. Exit code: 0 if every picture came, 1 if not, 2 for wrong flags,
-130 after Ctrl-C.
+what Pillow decodes to the end. Exit code: 0 if all came, 1 if not, 2 wrong flags, 130 Ctrl-C.
 """
 
 import argparse
@@ -52,8 +51,7 @@ BACKOFF = 1.0  # seconds before the first retry; doubled for each further one
 LONGEST_WAIT = 600  # seconds of a pause that a host may ask for
 LONGEST_FILE = 300  # seconds in which a file must have come
 MAX_FAILURES = 10  # in a row; then the run stops
-MANIFEST = "manifest.jsonl"
-SUFFIXES = {"PNG": ".png", "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp", "AVIF": ".avif"}
+ENDINGS = {"PNG": ".png", "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp", "AVIF": ".avif"}
 # an address that ends like a picture file; with a colon it is a wiki's page about one
 PICTURE_FILE = re.compile(r"(?i)[^?]+/[^/:?]+\.(png|jpe?g|gif|webp|bmp|avif)(\?|$)")
 CANDIDATE = re.compile(r"([^\s,]\S*)\s+(\d+\.?\d*)[wx]\s*(?:,|$)")  # of a srcset: address, size
@@ -73,7 +71,7 @@ def list_pictures(web, args, failed):
             links, following = find_links(decode_page(body, response), response.url, args.select)
             moved = "" if response.url == url else f" -> {response.url}"
             print(f"{url}{moved}: {len(links):,} pictures")
-            if args.follow and following and not pictures.keys() >= set(links):
+            if args.follow and following and set(links) - pictures.keys():
                 pages.insert(0, following)  # a page without a new picture is the last
             pictures.update(dict.fromkeys(links))
             failed.pop()
@@ -91,7 +89,7 @@ def scrape(pictures, records, web, args, failed):
     """Fetch the pictures without a record, and sum up; those that fail go into `failed`."""
     missing = [url for url in pictures if url not in records]
     files = {record["sha256"]: record["file"] for record in records.values()}
-    counts, failures = Counter(), 0  # in a row
+    counts, failures_in_a_row = Counter(), 0
     try:
         with ThreadPool(args.workers) as pool:
             for record, body in pool.imap_unordered(web.fetch, missing):
@@ -100,14 +98,14 @@ def scrape(pictures, records, web, args, failed):
                 counts[record["status"] if body else "failed"] += 1
                 if counts.total() % 100 == 0:
                     print(f"{counts.total():,} of {len(missing):,}")
-                failures = 0 if body else failures + 1
+                failures_in_a_row = 0 if body else failures_in_a_row + 1
                 if body:
                     records[record["url"]] = record
                 else:
                     print(f"{record['url']}: {record['status']}")
                     failed.append(record["url"])
-                if failures == MAX_FAILURES:
-                    raise SystemExit(f"stopped after {failures} failures in a row")
+                if failures_in_a_row == MAX_FAILURES:
+                    raise SystemExit(f"stopped after {MAX_FAILURES} failures in a row")
     finally:
         counts["not tried"] = len(missing) - counts.total()
         counts["there already"] = len(pictures) - len(missing)
@@ -152,7 +150,7 @@ class Page(HTMLParser):
             group["image"].append(image_address(self.base, attrs))
         elif tag == "a" and PICTURE_FILE.match(url):
             group["file"].append(url)
-            group = defaultdict(list)  # in which nothing counts: an image is the thumbnail
+            group = defaultdict(list)  # left out: an image inside is the thumbnail
         elif tag == "a":
             group["link"].append(url)
         if tag not in VOID:
@@ -303,7 +301,7 @@ def read_robots(web, origin):
     for key, value in re.findall(lines, text):
         key, value = key.lower(), value.strip()
         if key == "user-agent":
-            names = names if last == key else []
+            names = names if last == key else []  # agents in a row share their rules
             names.append(value.lower().partition("/")[0])
         for name in names:
             groups[name].append((key, value))
@@ -323,8 +321,7 @@ def read_robots(web, origin):
 
 def inspect(url, body):
     """The record of a whole picture; ValueError says why it is none."""
-    Image.init()
-    formats = [name for name in ("JPEG", *SUFFIXES) if name in Image.OPEN]
+    formats = list({"JPEG", *ENDINGS} & {*Image.registered_extensions().values()})
     stream = io.BytesIO(body)
     try:
         Image.open(stream, formats=formats).verify()  # checksums, which load() does not look at
@@ -334,7 +331,7 @@ def inspect(url, body):
         reason = str(error).partition(" <")[0]
         raise ValueError(f"not a whole picture: {reason}; it begins with {body[:15]!r}")
     sha256 = hashlib.sha256(body).hexdigest()
-    name = file_name(url, sha256, SUFFIXES.get(image.format, ".jpg"))
+    name = file_name(url, sha256, ENDINGS.get(image.format, ".jpg"))
     record = {"file": name, "sha256": sha256, "size": len(body), "status": "kept"}
     return record | {"width": image.width, "height": image.height, "mode": image.mode}
 
@@ -346,23 +343,23 @@ def file_name(url, sha256, suffix):
     return f"{stem}-{sha256[:8]}{suffix}".lower()  # many systems take A and a for the same
 
 
-def open_folder(out, min_side):
+def read_manifest(args):
     """{address: record} of what is whole or known to be too small; the manifest loses the rest."""
+    out = args.out
     out.mkdir(parents=True, exist_ok=True)
-    manifest = out / MANIFEST
-    if not manifest.exists() and any(path.name[0] != "." for path in out.iterdir()):
-        raise ValueError(f"has files but no {MANIFEST}; name another folder")
-    manifest.touch()
+    if not args.manifest.exists() and any(path.name[0] != "." for path in out.iterdir()):
+        raise ValueError(f"has files but no {args.manifest.name}; name another folder")
+    args.manifest.touch()
     for leftover in [*out.glob(".*.tmp"), *out.parent.glob(f".{out.name}-contact.png.*.tmp")]:
         leftover.unlink()  # of a run that was killed
     records = {}
-    for line in manifest.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in args.manifest.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError, TypeError, KeyError, OSError):  # damaged, or there is no file
             record = json.loads(line)
-            small = record["status"] == f"at most {min_side} px"
+            small = record["status"] == f"at most {args.min_side} px"
             if small or (out / record["file"]).stat().st_size == record["size"]:
                 records[record["url"]] = record
-    with atomic(manifest, "w") as file:
+    with atomic(args.manifest, "w") as file:
         file.writelines(json.dumps(record) + "\n" for record in records.values())
     return records
 
@@ -373,7 +370,7 @@ def store(record, body, files, args):
         record.update(file=None, status=f"at most {args.min_side} px")
     elif record["sha256"] in files:
         record.update(file=files[record["sha256"]], status="duplicate")
-    with open(args.out / MANIFEST, "a", encoding="utf-8") as manifest:
+    with open(args.manifest, "a", encoding="utf-8") as manifest:
         print(json.dumps(record), file=manifest)
     if record["status"] == "kept":
         files[record["sha256"]] = record["file"]
@@ -430,7 +427,7 @@ def atomic(path, mode="wb"):
 def build_parser():
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__.partition("\n\n    ")[0],
-        usage="%(prog)s [--url URL ...] [--out DIR] ...  (see --help; in a notebook call main([]))")
+        usage="%(prog)s [flags]; --help lists them")
     add = parser.add_argument_group("which pictures").add_argument
     add("--url", nargs="+", default=["http://smashbros-ultimate.com/spirits"],
         help="pages of the gallery (default: the spirits)")
@@ -452,6 +449,8 @@ def build_parser():
 
 # fmt: on
 def parse_args(argv=None):
+    if argv is None and "kernel" in Path(sys.argv[0]).stem:  # in a notebook, whose flags they are
+        argv = []
     parser = build_parser()
     args = parser.parse_args(argv)
     for i, url in enumerate(args.url):
@@ -465,6 +464,7 @@ def parse_args(argv=None):
         if not low <= getattr(args, name) <= 10**9:
             parser.error(f"--{name.replace('_', '-')}: must be {low} or more")
     args.out = Path(args.out).expanduser().resolve()
+    args.manifest = args.out / "manifest.jsonl"
     return args
 
 
@@ -476,7 +476,7 @@ def main(argv=None):
             print(*list_pictures(web, args, failed), sep="\n")
         else:
             with one_line(f"--out {args.out}: cannot be used"):
-                records = open_folder(args.out, args.min_side)
+                records = read_manifest(args)
             scrape(list_pictures(web, args, failed), records, web, args, failed)
             if records:
                 with one_line("no contact sheet", warn=True):

@@ -71,8 +71,7 @@ def page(names):
 
 
 class Gallery(ThreadingHTTPServer):
-    """Serves `files`, {path: bytes, or a function of the handler}; `log` has (path, headers,
-    status) of every request."""
+    """Serves `files`, {path: bytes or a function of the handler}; logs (path, headers, status)."""
 
     daemon_threads = True
 

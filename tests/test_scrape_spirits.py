@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import runpy
 import signal
 import ssl
 import subprocess
@@ -61,10 +62,10 @@ def spirits(*links):
     return "".join(f'<p class="a spiritDiv"><a href="{link}">x</a></p>' for link in links).encode()
 
 
-def png(side=64, seed=0, height=None):
+def png(side=64, seed=0, height=None, kind="PNG"):
     pixels = np.random.default_rng(seed).integers(0, 256, (height or side, side, 3), np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    Image.fromarray(pixels).save(file, kind)
     return file.getvalue()
 
 
@@ -212,7 +213,7 @@ def test_an_element_gives_its_picture_files_else_its_images_else_its_links():
         "<a href=1.png><img src=0.png></a><img src=2.png>": ["1.png"],
         "<a href=post/7><img src=0.png></a>": ["0.png"],
         "<img src=0.png><a href=1.JPG?size=9>x</a>": ["1.JPG?size=9"],
-        "<a href=File:1.png><img src=0.png></a>": ["0.png"],
+        "<a href=/wiki/File:1.png><img src=0.png></a>": ["0.png"],
         "<a href=7>x</a>": ["7"],
         "<a href=1.png>x<a href=2.png>y": ["1.png", "2.png"],
     }.items():
@@ -316,6 +317,7 @@ def test_answers_that_give_the_picture(gallery):
         (answer(200, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "image file; ", 1),
         (answer(200, png()[:300] + b"\xff" * 40 + png()[340:]), "not a whole picture", 1),
         (answer(200, png()[:-13]), "not a whole picture", 1),
+        (answer(200, png(kind="JPEG")[:-500]), "not a whole picture: image file is truncated", 1),
         (answer(200, b"x" * 40_001), "more than 0.04 MB (--max-file)", 1),
         (lambda handler: time.sleep(0.2), "timed out", 0),  # an answer without a head is not logged
         (lambda handler: handler.wfile.write(b"SSH-2.0-nothing\r\n"), "SSH", 0),
@@ -386,6 +388,7 @@ def test_all_connections_together_keep_the_delay(clock):
         web.http_request(each)
         starts.append(clock.now - 1e5)
     assert starts == [0, 1.5, 3]
+    assert all(web in web.opener.process_request[scheme] for scheme in ("http", "https", "ftp"))
     web.due = clock.now + 601
     with pytest.raises(ValueError, match="the host asks for a pause of 601 s"):
         web.http_request(request)
@@ -463,8 +466,7 @@ def test_what_is_there_whole_is_never_fetched_again_and_the_rest_is(gallery, cap
     assert run(gallery) == 0
     gallery.files |= {FIRST: png(seed=5), LAST: answer(404)}
     gallery.log.clear()
-    assert run(gallery) == 0
-    assert asked(gallery) == [] and bodies() == list(PICTURES.values())
+    assert (run(gallery), asked(gallery), bodies()) == (0, [], list(PICTURES.values()))
     assert "12 there already\n" in capsys.readouterr().out
     _, second, third, *_ = sorted(Path("out").glob("*.png"))
     second.unlink()
@@ -478,9 +480,9 @@ def test_a_manifest_of_an_earlier_version_counts_and_damaged_lines_do_not(galler
     gallery.log.clear()
     records = [record | {"etag": None, "fresh": 1.5} for record in manifest().values()]
     failed = {"url": f"{gallery.url}/x", "file": None, "sha256": None, "status": "web page"}
-    lines = [json.dumps(record) for record in [*records, failed]]
-    lines += ["null", "[]", "{}", "\x00", '{"url": "http']
-    Path("out/manifest.jsonl").write_text("\n".join(lines))
+    damaged = 'null\n[]\n{}\n\x00\n{"url": "http'
+    lines = "".join(json.dumps(record) + "\n" for record in [*records, failed])
+    Path("out/manifest.jsonl").write_text(lines + damaged)
     assert run(gallery) == 0 and asked(gallery) == []
     assert list(manifest().values()) == records
 
@@ -509,9 +511,6 @@ def test_a_full_disk_costs_the_new_file_alone(gallery, monkeypatch, capsys):
     assert (run(gallery), bodies()) == (0, list(PICTURES.values()))
 
 
-# ---- Processes and flags -------------------------------------------------------------------------
-
-
 def start(server, *flags, script=s.__file__, **env):
     command = [sys.executable, "-W", "error", script, "--url", server.url + "/spirits"]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -531,12 +530,17 @@ def test_the_script_runs_alone_from_standard_input_and_without_letters(gallery, 
 
 
 @pytest.mark.parametrize("stdout", [None, io.StringIO()])
-def test_it_runs_in_a_thread_and_with_any_kind_of_output(gallery, monkeypatch, stdout):
+def test_it_runs_in_a_notebook_and_in_a_thread(gallery, monkeypatch, stdout):
     monkeypatch.setattr(sys, "stdout", stdout)
-    thread = threading.Thread(target=run, args=(gallery,))
+    flags = ["--url", gallery.url + "/spirits", "--delay", "0", "--out", "out"]
+    monkeypatch.setattr(sys, "argv", [s.__file__, *flags])
+    names = {"run_name": "__main__"}  # as %run does
+    thread = threading.Thread(target=runpy.run_path, args=(s.__file__,), kwargs=names)
     thread.start()
     thread.join(60)
     assert len(bodies()) == 12
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    assert s.parse_args().limit == 10**9
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -572,9 +576,8 @@ def test_a_dry_run_into_a_closed_pipe_ends_quietly(gallery):
     assert child.returncode == -signal.SIGPIPE
 
 
-@pytest.mark.parametrize(
-    "flag, message",
-    {
+def test_wrong_flags_end_in_two_lines_and_exit_2(capsys):
+    for flag, message in {
         "--url=smashbros-ultimate.com": "--url smashbros-ultimate.com: not http(s)://HOST/...",
         "--url=http://me:secret@h.test/": "(NAME:PASSWORD@ is not supported)",
         "--limit=0": "--limit: must be 1 or more",
@@ -583,14 +586,11 @@ def test_a_dry_run_into_a_closed_pipe_ends_quietly(gallery):
         "--timeout=nan": "--timeout: must be 0.1 or more",
         "--min-side=-3": "--min-side: must be 0 or more",
         "--work=3": "unrecognized arguments",
-    }.items(),
-)
-def test_wrong_flags_end_in_two_lines_and_exit_2(flag, message, capsys):
-    with pytest.raises(SystemExit) as end:
-        s.main([flag])
-    assert end.value.code == 2
-    usage, error = capsys.readouterr().err.splitlines()
-    assert "see --help" in usage and "main([])" in usage and message in error
+    }.items():
+        with pytest.raises(SystemExit) as end:
+            s.main([flag])
+        usage, error = capsys.readouterr().err.splitlines()
+        assert end.value.code == 2 and "--help" in usage and message in error
 
 
 def test_defaults_are_polite_and_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
