@@ -56,7 +56,7 @@ PROGRAMS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Pop
 
 watch = SimpleNamespace(happens=None)
 forks = multiprocessing.get_context("forkserver")  # from a process that has imported these:
-forks.set_forkserver_preload(["scipy.linalg", "torchvision"])
+forks.set_forkserver_preload(["pytest", "scipy.linalg", "torchvision"])
 
 
 def audit(event, args):
@@ -218,6 +218,7 @@ def test_a_run_that_is_struck_and_goes_on_ends_as_one_never_touched(gallery, rng
             COUNTS[f"{name}.py"][end] += 1
         ALL[name].main(flags_for(name, out, gallery))
         assert contents(out) == whole
+        assert name not in TRAINERS or not list(Path(out).rglob(".*.tmp"))
         COUNTS[f"{name}.py, up to six times"]["equal to the bit"] += 1
 
 
