@@ -30,14 +30,9 @@ MORE = {"G", "critic", "opt_G", "opt_critic", "totals", "images", "seconds", "lo
 
 
 @pytest.fixture(autouse=True)
-def handlers(monkeypatch):
-    """Trainers keep the signals that they catch, and curves take longer than an epoch."""
+def no_curves(monkeypatch):
+    """They take longer than an epoch."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    numbers = [getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before):
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -296,12 +291,15 @@ def test_a_run_of_more_epochs_later_is_the_run_of_as_many(data, finished, tmp_pa
 
 
 def test_a_second_signal_acts_at_once_and_one_that_is_ignored_stays_so():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup does with SIGHUP
-    received = wgan_gp.catch_signals()
-    signal.raise_signal(signal.SIGTERM)
-    assert received == [signal.SIGTERM]
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    of_interrupts = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup does with SIGHUP
+    before = signal.getsignal(signal.SIGTERM)
+    with wgan_gp.catch_signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        assert signals == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) == before  # in an interpreter that lives on
+    signal.signal(signal.SIGINT, of_interrupts)
 
 
 def test_a_checkpoint_is_written_every_ten_minutes(out, monkeypatch):
@@ -566,9 +564,10 @@ def test_the_last_line_is_the_next_thing_to_do(out, capsys):
     assert Path(interpolate.parse_args(shlex.split(command)).checkpoint) == out
 
 
-@pytest.mark.parametrize("stdout", [io.StringIO(), None])
-def test_a_script_runs_in_a_notebook_and_where_there_is_no_stdout(out, monkeypatch, stdout):
-    monkeypatch.setattr(sys, "stdout", stdout)
+@pytest.mark.parametrize("stream", [io.StringIO(), None])
+def test_a_script_runs_in_a_notebook_and_where_there_is_no_console(out, monkeypatch, stream):
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(sys, "argv", ["wgan_gp.py", "--out", "my run", "--resume", "--epochs", "4"])
     runpy.run_path(wgan_gp.__file__, run_name="__main__")
     assert load(out / "checkpoint.pt")["epoch"] == 4
