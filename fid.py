@@ -43,7 +43,6 @@ at 2048 features, 15 ms with --precision bf16 (medians of three).
 """
 
 import argparse
-import glob
 import hashlib
 import io
 import json
@@ -167,8 +166,10 @@ def frechet_distance(a, b):
     if len(a.root) > len(b.root):
         a, b = b, a
     m = a.root @ b.root.T
-    nuclear = np.sqrt(scipy.linalg.eigvalsh(m @ m.T).clip(0)).sum()  # refuses what is not finite
+    nuclear = np.sqrt(scipy.linalg.eigvalsh(m @ m.T).clip(0)).sum()
     distance = ((a.mu - b.mu) ** 2).sum() + (a.root**2).sum() + (b.root**2).sum() - 2 * nuclear
+    if not np.isfinite(distance):
+        raise ValueError("features or statistics are not finite")
     return max(float(distance), 0.0)  # rounding may lead below 0
 
 
@@ -188,6 +189,8 @@ def kid(x, y, subsets=100, subset_size=1000):
     """
     rng = np.random.default_rng(0)
     n = min(subset_size, len(x), len(y))
+    if n == len(x) == len(y):  # all subsets are the same
+        subsets = 1
     estimates = []
     for _ in range(subsets):
         a, b = (z[rng.choice(len(z), n, replace=False)] for z in (x, y))
@@ -224,16 +227,25 @@ def prdc(real, fake):
     real, fake = real.double(), fake.double()
     near_real, _ = neighbours(real, real, 6)  # the first is the image itself
     near_fake, _ = neighbours(fake, fake, 4)
-    precise, recalled, inside, covered = 0, False, 0, False
-    for part, radius in zip(fake.split(1024), near_fake[:, 3:].split(1024)):
-        distances = torch.cdist(part, real)  # (1024, N)
-        precise += (distances <= near_real[:, 3]).any(1).sum(dtype=torch.float64)
-        recalled |= (distances <= radius).any(0)
-        inside += (distances <= near_real[:, 5]).sum(dtype=torch.float64)
-        covered |= (distances <= near_real[:, 5]).any(0)
-    m = len(fake)
-    shares = precise / m, recalled.double().mean(), inside / (5 * m), covered.double().mean()
-    return [float(share) for share in shares]
+    precise, _ = balls(fake, real, near_real[:, 3])
+    recalled, _ = balls(real, fake, near_fake[:, 3])
+    dense, covered = balls(fake, real, near_real[:, 5])
+    return {
+        "precision": float((precise > 0).double().mean()),
+        "recall": float((recalled > 0).double().mean()),
+        "density": float(dense.double().mean() / 5),
+        "coverage": float(covered.double().mean()),
+    }
+
+
+def balls(x, centers, radii):
+    """In how many balls each row of x (N, d) lies (N,), and whether each ball holds one (M,)."""
+    counts, filled = [], False
+    for part in x.split(1024):
+        inside = torch.cdist(part, centers) <= radii
+        counts.append(inside.sum(1))
+        filled |= inside.any(0)
+    return torch.cat(counts), filled
 
 
 def neighbours(x, y, k):
@@ -246,32 +258,29 @@ def neighbours(x, y, k):
 
 # ---- Sets of images ------------------------------------------------------------------------------
 
-# REAL or a FAKE: n images (or "unknown"), their key, labels and classes, pixels(numbers), a list
-# of uint8 (3, H, W), and what a generator says of itself. Measured: mu (d,) and root (any, d) with
+# REAL or a FAKE: n images (or "unknown"), their key, labels and classes, pixels(numbers), a list of
+# uint8 (3, H, W), and what a generator says of itself. Measured: mu (d,) and root (any, d) with
 # root^T root = covariance, float64, and perhaps features, rows (n, d), float32, and the numbers of
 # their images, in the order of the images' hashes, so that the names of files decide nothing.
-Set = namedtuple(
-    "Set", "path n key labels classes pixels info mu root rows numbers", defaults=[None] * 11
-)
+FIELDS = "path n key labels classes pixels info mu root rows numbers"
+Set = namedtuple("Set", FIELDS, defaults=[None] * 11)
 
 
 def open_set(path, args, device):
-    """The Set that a path or a data name stands for."""
+    """The Set that a path or a data name stands for; of an .npz file perhaps a measured one."""
     if path.endswith((".pt", ".pth", ".ckpt")) or Path(path, "checkpoint.pt").exists():
         return open_generator(path, args, device)
     with one_line(f"{path}: cannot be read"):
         if path.endswith(".npz"):
-            needed = args.keep or (args.inception_score and path != args.real)
-            images = load_stats(path, args, needed)
+            images = load_stats(path, args)
             if images:
                 return images
         source = open_data(path, args.size or 32, args.cache)
+    pool = ThreadPoolExecutor()
 
     def read(i):
         with one_line(f"{path}: {source.items[i]} cannot be read"), source.read(i) as image:
             return to_rgb(image, args.size)
-
-    pool = ThreadPoolExecutor()
 
     def pixels(numbers):
         return list(pool.map(read, numbers))
@@ -321,7 +330,9 @@ def measure(images, net, args):
         blocks = tqdm(blocks, unit="256 images", disable=None)
     total, rows, hashes = 0, [], []
     for block in blocks:
-        x = torch.empty(len(block), args.dims, device=net.device)  # in one piece, as the heap then
+        x = torch.empty(
+            len(block), args.dims, device=net.device
+        )  # many small ones would break up the heap
         for numbers, part in zip(block.split(args.batch_size), x.split(args.batch_size)):
             batch = images.pixels(numbers.tolist())
             part.copy_(net(batch))
@@ -355,17 +366,32 @@ def summarize(images, total):
     return images._replace(n=n, mu=mu, root=square_root(sigma))
 
 
-def load_stats(path, args, needed=False):
-    """The measured Set in an .npz file of pytorch-fid or of --save-stats; None if there is none, or
-    if there are images beside it and images are needed."""
+def measure_real(images, net, args):
+    """The same of REAL, whose statistics are kept in --cache."""
+    if images.mu is not None:
+        return images
+    key = json.dumps(["fid 3", images.key, args.size, args.dims, net.sha256, args.precision])
+    path = Path(args.cache, f"fid-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz")
+    if path.exists() and not args.keep:
+        return load_stats(path, args)._replace(path=images.path)
+    images = measure(images, net, args)
+    with one_line(f"{path}: not written; REAL will be measured again", warn=True):
+        save_stats(path, images)
+    return images
+
+
+def load_stats(path, args):
+    """The measured Set in an .npz file of pytorch-fid or of --save-stats; None where there is none,
+    or where there are images beside it and features are asked for."""
+    keep = args.keep or (args.inception_score and path in args.fake)
     with np.load(path) as arrays:
         if "mu" not in arrays:
             return None
         if "arr_0" in arrays:  # as in ADM's reference batches
-            print(f"{path}: holds both; its {'images' if needed else 'statistics'} are taken")
-        if needed and "arr_0" in arrays:
+            print(f"{path}: holds both; its {'images' if keep else 'statistics'} are taken")
+        if keep and "arr_0" in arrays:
             return None
-        if needed:
+        if keep:
             flags = "--kid, --is, --prdc, --per-class and --nearest"
             raise ValueError(f"statistics, where {flags} take images")
         mu, sigma = (np.asarray_chkfinite(arrays[name], float) for name in ("mu", "sigma"))
@@ -387,20 +413,6 @@ def save_stats(path, images):
             np.savez(file, **arrays)
 
 
-def measure_real(images, net, args):
-    """The same of REAL, whose statistics are kept in --cache."""
-    if images.mu is not None:
-        return images
-    key = json.dumps(["fid 3", images.key, args.size, args.dims, net.sha256, args.precision])
-    path = Path(args.cache, f"fid-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz")
-    if path.exists() and not args.keep:
-        return load_stats(path, args)._replace(path=images.path)
-    images = measure(images, net, args)
-    with one_line(f"{path}: not written; REAL will be measured again", warn=True):
-        save_stats(path, images)
-    return images
-
-
 # ---- Results -------------------------------------------------------------------------------------
 
 
@@ -416,18 +428,17 @@ def compare(real, fake, net, args):
     if args.inception_score:
         results["IS"], results["IS std"] = inception_score(fake.rows @ net.fc.T)
     if args.prdc:
-        names = (f"{name}{args.suffix}" for name in ("precision", "recall", "density", "coverage"))
-        results |= zip(names, prdc(x, y))
+        results |= {f"{name}{args.suffix}": value for name, value in prdc(x, y).items()}
     return results
 
 
 def per_class(real, fake, args):
-    """The Fréchet distance of each class that is in both sets, by its name."""
+    """Print and return the Fréchet distance of each class that is in both sets, by its name."""
     results = {}
-    for name in sorted({*real.classes} & {*fake.classes}):
-        distance = frechet_distance(of_class(name, real, args), of_class(name, fake, args))
-        results[f"FID{args.suffix} {name}"] = distance
-        print(f"    {name}: {distance:.6f}")
+    for name in sorted(set(real.classes) & set(fake.classes)):
+        a, b = of_class(name, real, args), of_class(name, fake, args)
+        results[f"FID{args.suffix} {name}"] = distance = frechet_distance(a, b)
+        print(f"    {name}: {distance:.6f} (N {b.n:,} against {a.n:,})")
     if not results:
         print("    REAL and this FAKE have no classes in common")
     return results
@@ -441,8 +452,8 @@ def of_class(name, images, args):
 
 
 def nearest(real, fake, args, some=100):
-    """The median distance to the nearest real image, of `some` fakes and of as many other real
-    images. Writes --nearest: fakes beside the real images nearest to them."""
+    """Print and return the median distance to the nearest real image, of `some` fakes and of as
+    many other real images. Write --nearest: fakes beside the real images nearest to them."""
     x, y = (images.rows.double() / args.dims**0.5 for images in (fake, real))
     distances, rows = neighbours(x[:some], y, 6)
     others, _ = neighbours(y[:some], y, 2)  # the first is the image itself
@@ -719,8 +730,10 @@ def open_torchvision(data, cache):
     kind, options = torchvision.datasets.CIFAR10, {}
     if data == "stl10":
         kind, options = torchvision.datasets.STL10, {"split": "train+unlabeled"}
-    wanted = f"{kind.filename} with md5 {kind.tgz_md5}"
-    with one_line(f"{data}: no download, and no {wanted} in {cache}: put it there"):
+    wanted = f"{kind.filename} with md5 {kind.tgz_md5} into --cache {cache}"
+    if Path(cache, kind.filename).exists():
+        wanted += ": the file there has another md5"
+    with one_line(f"{data}: no download; put {wanted}"):
         images = kind(cache, download=True, **options)
     if data == "cifar10":
         labels, classes = images.targets, images.classes
@@ -732,8 +745,8 @@ def open_torchvision(data, cache):
 def open_array(path):
     """The Source of an .npy or .npz: uint8 (N, H, W, 3) or grey (N, H, W), and perhaps labels."""
     arrays = np.load(path, mmap_mode="r", allow_pickle=False)
-    arrays = dict(arrays) if path.suffix.lower() == ".npz" else {"images": arrays}
-    images = arrays.get("images", next(iter(arrays.values())))
+    arrays = {"images": arrays} if isinstance(arrays, np.ndarray) else dict(arrays)
+    images = arrays.get("images", max(arrays.values(), key=np.ndim))
     labels = arrays.get("labels", np.zeros(len(images), int))
     grey = images.ndim == 3 and images.shape[2] > 3  # not a single image (H, W, 3)
     right = images.dtype == np.uint8 and (grey or images.shape[3:] == (3,))
@@ -766,13 +779,18 @@ def open_folder(path):
     """The Source of the images in a folder or a .zip, at any depth; links are followed. Classes are
     the folders at the first level where the paths differ."""
     if path.is_dir():
-        root, names = path, glob.glob("**", root_dir=path, recursive=True)
+        root, names = path, []
+        for folder, below, found in os.walk(path, followlinks=True, onerror=print):
+            if os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents):
+                below.clear()  # a link that leads back up
+                found.clear()
+            names += [Path(folder, name).relative_to(path).as_posix() for name in found]
     else:
         root, names = zipfile.Path(path), zipfile.ZipFile(path).namelist()
     files = []
     for name in sorted(names):
-        name = name.replace(os.sep, "/")
-        if not (root / name).is_dir() and "/." not in f"/{name}" and "__MACOSX" not in name:
+        hidden = "/." in f"/{name.removeprefix('./')}" or "__MACOSX" in name
+        if not hidden and not name.endswith("/"):
             files.append(name)
     names = [name for name in files if name.lower().endswith(SUFFIXES)]
     if not names:
@@ -849,7 +867,6 @@ def sprite(size, i):
 
 def build_parser():
     parser = argparse.ArgumentParser(
-        prog="fid.py",
         usage="%(prog)s REAL [FAKE ...] [flags]; --help lists them",
         description="Print the Fréchet Inception distance (FID) of each FAKE to REAL. Each is a "
         "folder, an archive, an array, statistics, the name of a data set, or a generator.",

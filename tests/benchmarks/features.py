@@ -22,7 +22,6 @@ though not their labels, unless it was --conditional. The paper trained its GAN 
 
 import argparse
 import importlib
-import inspect
 import json
 import sys
 import time
@@ -62,23 +61,15 @@ def load_run(path):
 
 
 def second_network(module, saved, trained):
-    """The discriminator or critic of a run, in eval mode: as saved, or as the run's seed made it.
-
-    Arguments are found by their names: `norm` in --critic-norm, --d-norm or the generator's."""
-    flags, known = saved["args"], dict(saved["generator"])
-    for prefix in ("d_", "critic_"):
-        own = {name: flags[name] for name in flags if name.startswith(prefix)}
-        known |= {name[len(prefix) :]: v for name, v in own.items() if v is not None}
-    if flags.get("constraint", "clip") != "clip":  # of wgan.py
-        known["norm"] = {"stable-rank": flags["stable_rank"]}.get(flags["constraint"], "spectral")
-    make = module.Discriminator if "D" in saved else module.Critic
-    names = [name for name in inspect.signature(make).parameters if name in known]
-    torch.manual_seed(flags["seed"])
-    module.Generator(**saved["generator"])  # takes its random numbers first, as in main()
-    net = make(**{name: known[name] for name in names})
+    """The discriminator or critic of a run, in eval mode: as saved, or as its seed made it."""
+    args = argparse.Namespace(**saved["args"])
+    torch.manual_seed(args.seed)
+    classes = saved["generator"].get("classes", 0)
+    parts, _ = module.build(args, classes, torch.device("cpu"))
+    name = "D" if "D" in parts else "critic"
     if trained:
-        net.load_state_dict(saved["D" if "D" in saved else "critic"])
-    return net.eval()
+        parts[name].load_state_dict(saved[name])
+    return parts[name].eval()
 
 
 @torch.no_grad()
@@ -198,7 +189,7 @@ def load_sets(module, size, args):
     """(images, labels, numbers) to train on, the same to test on, and the classes' names."""
 
     def load(data):
-        images, labels, names = module.load_data(data, size, None, args.cache)
+        images, labels, names = module.load_data(data, size, cache=args.cache)
         if len(names) < 2:
             raise SystemExit(f"{data}: has one class; features are judged by telling classes apart")
         return images, labels, names
@@ -253,7 +244,7 @@ def main(argv=None):
     module, saved = load_run(args.checkpoint)
     try:
         fresh, net = (second_network(module, saved, trained) for trained in (False, True))
-    except (KeyError, RuntimeError, TypeError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         reason = f"its network is not one of this {saved['script']} ({reason})"
         raise SystemExit(f"{args.checkpoint}: {reason}")
