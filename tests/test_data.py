@@ -75,7 +75,6 @@ def encoded(image, kind="PNG", **options):
 
 
 def decoded(content):
-    """What Pillow by itself sees in a file."""
     with Image.open(io.BytesIO(content)) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -93,7 +92,6 @@ def by_hand(pixels, size=16):
 
 
 def files_of(folder, members):
-    """A folder of files, {name: content}."""
     for name, content in members.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -204,7 +202,8 @@ def test_images_are_put_upright_as_exif_says(orientation, quarters, mirrored, tm
 def test_large_photos_and_damaged_exif_raise_no_warning(exif, tmp_path, load, monkeypatch, recwarn):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # it has more, but not twice as many
     pixels = noise(16, 24, 3)
-    images, _, _ = load(files_of(tmp_path / "set", {"a.png": encoded(pixels, exif=exif)}))
+    folder = files_of(tmp_path / "set", {"a.png": encoded(pixels, exif=exif)})
+    images, _, _ = load(folder)
     assert np.array_equal(images[0], by_hand(pixels))
     assert not recwarn
 
@@ -286,11 +285,9 @@ CLASSES = {
     "the first folders": "cat/1.png=cat dog/x/deep/1.png=dog dog/2.PNG=dog cat/y/2.png=cat",
     "no folders": "b.png=. a.png=.",
     "one folder": "cat/b.png=cat cat/a.png=cat",
-    "one folder with pictures beside folders": "cat/b.png=. cat/x/a.png=x",
-    "a top folder": "photos/cat/0.png=cat photos/dog/0.png=dog",
-    "a dot for a top folder": "./cat/0.png=cat ./dog/0.png=dog",
     "two top folders": "a/b/dog/0.png=dog a/b/cat/x/0.png=cat",
-    "a picture beside folders": "top.png=. cat/1.png=cat dog/1.png=dog",
+    "a dot for a top folder": "./cat/0.png=cat ./dog/0.png=dog",
+    "a picture beside folders": "top/1.png=. top/cat/1.png=cat top/dog/1.png=dog",
     "all letters": "Gänse/1.png=Gänse 猫/1.png=猫 [x]/1.png=[x]",
     "hidden files": ".git/1.png=None cat/1.png=cat dog/._1.png=None dog/1.png=dog",
     "folders of macOS": "__MACOSX/cat/1.png=None cat/1.png=cat dog/1.png=dog",
@@ -329,15 +326,15 @@ def test_classes_are_printed_with_their_counts_and_doubtful_ones_are_asked_about
     wgan_gp.check_classes(torch.arange(4).repeat_interleave(labels), [*counts])
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"classes: {counts}"
-    assert [line.split(" a class?")[0] for line in printed[1:]] == ["is .", "is dog", "is train"]
-    assert all("sub-folder" in line for line in printed[1:])
+    doubted = [line.split(" a class? If not, ")[0] for line in printed[1:]]
+    assert doubted == ["is .", "is dog", "is train"]
 
 
 def test_one_class_is_none_to_tell_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("one.npy", noise(20, 16, 16, 3))
     with pytest.raises(SystemExit, match="--conditional: there is one class"):
-        wgan_gp.main(["--data", "one.npy", "--size", "16", "--conditional"])
+        wgan_gp.main(["--data", "one.npy", "--size", "16", "--conditional", "--epochs", "1"])
 
 
 # ---- Trees of files ------------------------------------------------------------------------------
@@ -362,10 +359,10 @@ def test_links_are_followed_and_circles_end(tmp_path, load):
 @links
 def test_a_broken_link_is_named(tmp_path, refusal):
     folder = files_of(tmp_path / "set", pictures_of(["cat/a.png"])[0])
-    (folder / "cat" / "link").symlink_to("gone")
+    (folder / "cat/link").symlink_to("gone")
     message = refusal(folder)
     assert f"--data {folder}: cannot be read" in message
-    assert str(folder / "cat" / "link") in message
+    assert str(folder / "cat/link") in message
 
 
 def test_a_folder_that_may_not_be_opened_is_named(tmp_path, refusal, monkeypatch, capsys):
@@ -562,7 +559,8 @@ ARRAYS = [
     ({"images": GOOD.astype(np.float32)}, "images float32 (4, 16, 16, 3)"),
     ({"images": GOOD.transpose(0, 3, 1, 2)}, "images uint8 (4, 3, 16, 16)"),
     ({"images": GOOD[0]}, "images uint8 (16, 16, 3)"),
-    ({"images": GOOD, "labels": np.arange(3)}, "labels int64 (3,)"),
+    ({"images": GOOD, "labels": np.arange(3, dtype=np.int64)}, "labels int64 (3,)"),
+    ({"images": GOOD, "labels": np.zeros((4, 1), np.int64)}, "labels int64 (4, 1)"),
     ({"images": GOOD, "labels": np.zeros(4)}, "labels float64 (4,)"),
     ({"images": np.float32(1)}, "unsized"),
     ({}, "empty"),
@@ -605,8 +603,8 @@ def test_sprites_are_the_same_everywhere():
     images = np.stack([np.asarray(wgan_gp.sprite(32, i)) for i in range(64)])
     assert len(np.unique(images, axis=0)) == 64
     assert images.mean((0, 1, 2)) == pytest.approx([154.113, 166.896, 157.744], abs=0.05)
-    for i, color in ((3, [216.477, 101.184, 160.301]), (63, [96.352, 211.025, 168.752])):
-        assert images[i].mean((0, 1)) == pytest.approx(color, abs=0.5)
+    assert images[3].mean((0, 1)) == pytest.approx([216.477, 101.184, 160.301], abs=0.5)
+    assert images[63].mean((0, 1)) == pytest.approx([96.352, 211.025, 168.752], abs=0.5)
     for size in (16, 20, 28, 32, 48, 112, 256):
         pixels = np.asarray(wgan_gp.sprite(size, size))
         assert pixels.shape == (size, size, 3)
@@ -615,10 +613,10 @@ def test_sprites_are_the_same_everywhere():
 
 def test_sprites_load_like_any_set(load):
     images, labels, classes = load("sprites", 28)
-    assert images.shape == (2048, 3, 28, 28)
+    assert len(images) == 2048
     assert classes == ["ghost", "beetle", "robot", "cat"]
     assert labels.tolist() == [0, 1, 2, 3] * 512
-    assert np.array_equal(images[6], np.asarray(wgan_gp.sprite(28, 6)).transpose(2, 0, 1))
+    assert np.array_equal(images[6], wgan_gp.to_rgb(wgan_gp.sprite(28, 6)))
     robots, labels, _ = load("sprites", 28, classes=["robot"])
     assert torch.equal(robots, images[2::4])
     assert labels.tolist() == [0] * 512
@@ -686,7 +684,8 @@ def test_without_a_network_it_is_said_which_archive_to_put_where(cifar10, load, 
 
 
 def test_stl10_has_its_unlabeled_images_too(cache, load, monkeypatch):
-    pictures, names = noise(5, 3, 96, 96), [f"class{i}" for i in range(10)]
+    pictures = noise(5, 3, 96, 96)
+    names = [f"class{i}" for i in range(10)]
     columns = pictures.transpose(0, 1, 3, 2)  # stored by columns
     members = {"train_X.bin": columns[:3].tobytes(), "train_y.bin": bytes([10, 1, 4])}
     members |= {"unlabeled_X.bin": columns[3:].tobytes(), "test_X.bin": b"", "test_y.bin": b""}
