@@ -266,6 +266,20 @@ FIELDS = "path n key labels classes pixels info mu root rows numbers"
 Set = namedtuple("Set", FIELDS, defaults=[None] * 11)
 
 
+def open_sets(args, device):
+    """REAL and the FAKEs. REAL comes last: a generator's size, known by then, is REAL's as well."""
+    *fakes, real = sets = [open_set(path, args, device) for path in (*args.fake, args.real)]
+    shapes = {images.pixels([0])[0].shape[1:] for images in sets if images.pixels}
+    if len(shapes) > 1 and args.size is None:
+        print(f"images differ in size: {shapes}; --size 64 would crop and resize all to 64x64")
+    for images in sets:
+        if images.n != "unknown":
+            check_number(images.path, images.n, args)
+    if args.plot and None in [fake.info.get("step") for fake in fakes]:
+        raise SystemExit("--plot: takes run folders and snapshots of the trainers as FAKE")
+    return real, fakes
+
+
 def open_set(path, args, device):
     """The Set that a path or a data name stands for; of an .npz file perhaps a measured one."""
     if path.endswith((".pt", ".pth", ".ckpt")) or Path(path, "checkpoint.pt").exists():
@@ -322,7 +336,8 @@ def check_number(name, n, args):
 
 
 def measure(images, net, args):
-    """The measured Set; each process of a torchrun takes a share of the images."""
+    """The measured Set; each process of a torchrun takes a share of the images. Features come into
+    large blocks, as many small tensors would leave the heap in pieces."""
     if images.mu is not None:
         return images
     blocks = torch.arange(RANK * images.n // WORLD, (RANK + 1) * images.n // WORLD).split(256)
@@ -330,9 +345,7 @@ def measure(images, net, args):
         blocks = tqdm(blocks, unit="256 images", disable=None)
     total, rows, hashes = 0, [], []
     for block in blocks:
-        x = torch.empty(
-            len(block), args.dims, device=net.device
-        )  # many small ones would break up the heap
+        x = torch.empty(len(block), args.dims, device=net.device)
         for numbers, part in zip(block.split(args.batch_size), x.split(args.batch_size)):
             batch = images.pixels(numbers.tolist())
             part.copy_(net(batch))
@@ -358,7 +371,7 @@ def moments(x):
 
 
 def summarize(images, total):
-    """The Set with the mean and the root that its moments give."""
+    """The Set, with the mean and the root that these moments give."""
     total = total.cpu().numpy()
     n = round(total[0, 0])
     mu = total[0, 1:] / n
@@ -367,7 +380,7 @@ def summarize(images, total):
 
 
 def measure_real(images, net, args):
-    """The same of REAL, whose statistics are kept in --cache."""
+    """REAL, measured; its statistics are kept in --cache."""
     if images.mu is not None:
         return images
     key = json.dumps(["fid 3", images.key, args.size, args.dims, net.sha256, args.precision])
@@ -417,7 +430,7 @@ def save_stats(path, images):
 
 
 def compare(real, fake, net, args):
-    """All that is asked for of REAL and a FAKE, by name."""
+    """What is asked for of REAL and a FAKE, by name."""
     results = {f"FID{args.suffix}": frechet_distance(real, fake)}
     if args.kid or args.prdc:
         x, y = real.rows.to(net.home), fake.rows.to(net.home)
@@ -454,19 +467,19 @@ def of_class(name, images, args):
 def nearest(real, fake, args, some=100):
     """Print and return the median distance to the nearest real image, of `some` fakes and of as
     many other real images. Write --nearest: fakes beside the real images nearest to them."""
-    x, y = (images.rows.double() / args.dims**0.5 for images in (fake, real))
+    x, y = (each.rows.double() / args.dims**0.5 for each in (fake, real))
     distances, rows = neighbours(x[:some], y, 6)
     others, _ = neighbours(y[:some], y, 2)  # the first is the image itself
     near, own = float(distances[:, 0].median()), float(others[:, 1].median())
     print(f"nearest in features: median {near:.4g}, of real images to each other {own:.4g}")
     grid = Image.new("RGB", (700, 820), "white")
-    for x, title in enumerate(("fake", "nearest", "2nd", "3rd", "4th", "5th", "6th")):
-        ImageDraw.Draw(grid).text((100 * x, 4), title, "black")
-    for y, number in enumerate(fake.numbers[:8]):
-        images = fake.pixels([number]) + real.pixels(real.numbers[rows[y]])
-        for x, pixels in enumerate(images):
+    for column, title in enumerate(("fake", "nearest", "2nd", "3rd", "4th", "5th", "6th")):
+        ImageDraw.Draw(grid).text((100 * column, 4), title, "black")
+    for row, number in enumerate(fake.numbers[:8]):
+        images = fake.pixels([number]) + real.pixels(real.numbers[rows[row]])
+        for column, pixels in enumerate(images):
             image = Image.fromarray(pixels.transpose(1, 2, 0))
-            grid.paste(ImageOps.fit(image, (96, 96)), (100 * x, 100 * y + 20))
+            grid.paste(ImageOps.fit(image, (96, 96)), (100 * column, 100 * row + 20))
     with atomic(Path(args.nearest).with_suffix(".png")) as file:
         grid.save(file, "PNG")
     return {"nearest in features": near, "nearest in features, REAL": own}
@@ -948,15 +961,10 @@ def main(argv=None):
         join_processes(device)
     if RANK > 0:  # the first process downloads, then the others read
         dist.barrier()
-    # REAL comes last: by then the size of a generator is known, which is REAL's as well
-    *fakes, real = sets = [open_set(path, args, device) for path in (*args.fake, args.real)]
-    shapes = {images.pixels([0])[0].shape[1:] for images in sets if images.pixels}
-    if len(shapes) > 1 and args.size is None:
-        print(f"images differ in size: {shapes}; --size 64 would crop and resize all to 64x64")
-    for images in sets:
-        if images.n != "unknown":
-            check_number(images.path, images.n, args)
-    net = load_inception(args, device) if shapes else None
+    real, fakes = open_sets(args, device)
+    net = None
+    if any(images.pixels for images in (real, *fakes)):
+        net = load_inception(args, device)
     if WORLD > 1 and RANK == 0:
         dist.barrier()
 
