@@ -102,7 +102,7 @@ def scrape(pictures, records, web, args, failed):
                 if body:
                     records[record["url"]] = record
                 else:
-                    print(f"{record['url']}: {record['status']}")
+                    print(f"{record['url']}: {' '.join(record['status'].split())}")
                     failed.append(record["url"])
                 if failures_in_a_row == MAX_FAILURES:
                     raise SystemExit(f"stopped after {MAX_FAILURES} failures in a row")
@@ -331,7 +331,7 @@ def inspect(url, body):
         reason = str(error).partition(" <")[0]
         raise ValueError(f"not a whole picture: {reason}; it begins with {body[:15]!r}")
     sha256 = hashlib.sha256(body).hexdigest()
-    name = file_name(url, sha256, ENDINGS.get(image.format, ".jpg"))
+    name = file_name(url, sha256, ENDINGS.get(image.format, ".jpg"))  # JPEG, MPO
     record = {"file": name, "sha256": sha256, "size": len(body), "status": "kept"}
     return record | {"width": image.width, "height": image.height, "mode": image.mode}
 
