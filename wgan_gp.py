@@ -301,24 +301,29 @@ def capture(step):
     return graph.replay
 
 
+@contextmanager
 def catch_signals():
-    """A list to which Ctrl-C, SIGTERM and SIGHUP add their numbers; a second one acts at once."""
-    received = []
+    """A list to which Ctrl-C, SIGTERM and SIGHUP add their numbers in the block; a second one acts
+    at once."""
+    signals, before = [], {}
 
     def handler(number, frame):
-        received.append(number)
+        signals.append(number)
         signal.signal(number, signal.SIG_DFL)
 
     if WORLD == 1 and threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, signal.SIGTERM)  # Windows lacks one
+        for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
-                signal.signal(number, handler)
-    return received
+                before[number] = signal.signal(number, handler)
+    try:
+        yield signals
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
-def train(state, images, labels, train_step, args, bf16):
-    """Run train_step from state.step to the end of --epochs.
+def train(state, images, labels, train_step, args, bf16, signals):
+    """Run train_step from state.step to the end of --epochs, or until there is one of `signals`.
 
     What a step reads stays in place, as a CUDA graph needs; its random numbers are a function of
     (seed, step, process).
@@ -335,7 +340,7 @@ def train(state, images, labels, train_step, args, bf16):
     if device.type == "cuda":  # whose default stream cannot be captured
         torch.cuda.synchronize()
         torch.cuda.set_stream(torch.cuda.Stream())
-    signals, first, begun = catch_signals(), state.step, time.perf_counter() - state.seconds
+    first, begun = state.step, time.perf_counter() - state.seconds
     due = state.seconds + 600
     for epoch in range(state.epoch, args.epochs):
         order = shuffled_indices(len(images), shape, epoch, args.seed).to(images.device)
@@ -501,6 +506,8 @@ def write_args(args, device):
     versions = f"python {sys.version}, torch {torch.__version__}, numpy {np.__version__}"
     facts = {"script": SCRIPT, "args": vars(args), "device": device, "versions": versions}
     with one_line(f"--out {args.out}: cannot be written to"):
+        for leftover in Path(args.out).rglob(".*.tmp"):  # of a process that was killed
+            leftover.unlink()
         with atomic(f"{args.out}/args.json", "w") as file:
             json.dump(facts, file, indent=2)
         if "__file__" in globals():  # not with `python - < script`
@@ -995,7 +1002,8 @@ def main(argv=None):
                 write_args(args, device_name)
             if not saved:
                 save(state, args, "checkpoint.pt")
-            train(state, images, labels, step, args, bf16)
+            with catch_signals() as signals:
+                train(state, images, labels, step, args, bf16, signals)
             print(f'done in {state.seconds:,.0f} s; next: python interpolate.py "{args.out}"')
         if WORLD > 1:
             dist.destroy_process_group()

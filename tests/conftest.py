@@ -1,14 +1,19 @@
-"""What holds for all tests."""
+"""What holds for all tests: a thread a process, and signals that are heard."""
 
+import os
 import signal
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores (-n auto), before torch
 
 
 @pytest.fixture(autouse=True, scope="session")
 def signals_are_heard():
     """nohup, under which a test run may have been started, lets processes ignore SIGHUP."""
-    for name in {"SIGINT", "SIGHUP"} & {*dir(signal)}:
-        if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
-            default = {"SIGINT": signal.default_int_handler}.get(name, signal.SIG_DFL)
-            signal.signal(getattr(signal, name), default)
+    for name in ("SIGINT", "SIGHUP"):
+        number = getattr(signal, name, signal.SIGINT)  # Windows lacks one
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
