@@ -232,11 +232,12 @@ def test_a_forward_of_spectral_norm_is_a_step_of_power_iteration():
     assert singular_values(normed)[0] > 1.0001  # one step is not the limit
 
 
-def test_a_spectral_norm_rests_in_eval_mode_and_is_all_in_its_state_dict():
+def test_a_spectral_norm_rests_in_eval_mode_and_is_whole_in_its_state_dict():
     W, X = torch.randn(2, 8, 3, 2, 2)
     norm, other = wgan.SpectralNorm(W).eval(), wgan.SpectralNorm(X).eval()
     normed = norm(X)
-    assert torch.equal(norm(X), normed)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(norm(X), normed)
     other.load_state_dict(norm.state_dict())
     assert torch.equal(other(X), normed)
 
@@ -265,6 +266,7 @@ def test_stable_rank_against_the_singular_values(shape, share):
 def test_norms_hold_within_a_few_percent_while_weights_are_trained_in_bfloat16(Net, norm):
     torch.manual_seed(1)
     net, y = Net(16, 4, norm, classes=3), torch.eye(3)
+    assert all(has_biases(net))
     opt = torch.optim.Adam(net.parameters(), 1e-3)
     normed = layers(net, nn.Conv2d, nn.Linear)
     starts = [layer.weight for layer in normed]

@@ -41,7 +41,7 @@ def test_the_penalty_is_two_sided_and_takes_the_norm_of_each_sample():
     assert penalty.item() == pytest.approx(sum(costs) / 4)
 
 
-def test_epsilon_is_uniform_one_per_sample_and_the_share_of_the_real_one():
+def test_epsilon_is_uniform_and_one_per_sample():
     """f(x) = |x|²/2 has the gradient x^ itself: ε a where the real image is a, the fake one 0."""
     torch.manual_seed(0)
     points = []
