@@ -31,8 +31,8 @@ Ablations of the paper's advice
     python dcgan.py --norm none                       no batch norm, in either network
     python dcgan.py --lr 1e-3 --betas 0.9 0.999       Adam's own defaults
 
-Writes to --out (default runs/dcgan)
-    args.json, dcgan.py        how the run was made
+Writes to --out (default runs/ and the name of this file)
+    args.json, a copy of this file: how the run was made
     log.csv, loss.png          means over each epoch's steps, and curves (with matplotlib)
     samples/epoch_0001.png     64 images; cell i is the latent of seed i, in every epoch
     checkpoint.pt              everything a resumed run needs
@@ -44,7 +44,7 @@ Departures from the paper
     3. One batch of fakes serves both updates, so G runs once and not twice per step.
     4. Samples come from an exponential moving average of G's weights: --ema 0 gives the raw ones.
 
-The paper is the first 245 lines. From "Training loop" on, the three trainers share their code.
+The paper ends where "Training loop" begins; from there on the three trainers share their code.
 
 Measured, two cores of an AMD EPYC, AVX-512 bfloat16, torch 2.14.1: 713 images/s at 32x32.
 """
@@ -97,8 +97,8 @@ MODEL = "dcgan.py"  # in checkpoints, whatever this file is called
 FORMAT = 2  # of checkpoints and snapshots
 SCRIPT = Path(globals().get("__file__", MODEL)).name
 COLUMNS = ("d_loss", "g_loss", "D(x)", "D(G(z))")  # of one step
+# What --data sprites takes instead of the paper's settings
 DEMO = {"g_width": 24, "d_width": 24, "batch_size": 16, "epochs": 26, "lr": 4e-4, "ema": 0.99}
-# is what --data sprites takes instead of the paper's settings
 
 # ---- Networks ------------------------------------------------------------------------------------
 
