@@ -48,10 +48,8 @@ SIZE = int(os.environ.get("CAMPAIGN", 0))
 COUNTS = defaultdict(Counter)  # what was tried: {how it ended: times}
 TRAINERS = {"dcgan": dcgan, "wgan": wgan, "wgan_gp": wgan_gp}
 ALL = {**TRAINERS, "fid": fid, "interpolate": interpolate, "scrape_spirits": scrape_spirits}
-TINY = (
-    "--data set.npy --size 16 --g-width 4 --d-width 4 --z-dim 8 --batch-size 16 --epochs 6".split()
-)
-TINY += ["--snapshot-every", "3", "--device", "cpu"]
+TINY = "--data set.npy --size 16 --g-width 4 --d-width 4 --z-dim 8 --batch-size 8".split()
+TINY += "--epochs 4 --snapshot-every 3 --device cpu".split()
 FID = ["--dims", "64", "--device", "cpu", "--allow-few"]
 STATISTICS = {"mu": np.zeros(64), "sigma": np.eye(64), "n": 9999}
 CHANGES = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link")
@@ -385,7 +383,7 @@ def hostile_generator(rng):
 
 VALUES = "0 -1 3 1e400 nan / .. 1,2 0-5 5-0 sprites http://[ x.png x.npz (1,2)-3 -- -h x.pt".split()
 VALUES += r"1 17 0.5* 1e9* ( ) , + - ** True f'{1}' [0] \d ' 1j 0x1 lambda: # {} %s none".split()
-VALUES += ["\u2212", "\udcff", "\0", "\n", " ", "", "9" * 5000, "a" * 300, "(" * 150, "1-999999999"]
+VALUES += ["\u2212", "\udcff", "\0", "\n", " ", "", "9" * 5000, "a" * 300, "(" * 150, "~nosuch/x"]
 
 
 def command_line(rng):
@@ -424,7 +422,7 @@ def test_hostile_checkpoints_do_no_harm(rng, name):
         out = Path("out", str(i))
         out.mkdir(parents=True)
         Path(out, "checkpoint.pt").write_bytes(hostile_file(saved, rng))
-        flags = ["--resume", "--epochs", "7", "--cache", "data", "--out", str(out)]
+        flags = ["--resume", "--epochs", "5", "--cache", "data", "--out", str(out)]
         try:
             end = outcome(TRAINERS[name].main, flags)
         except Exception as error:
