@@ -120,7 +120,7 @@ def arithmetic(terms, z_dim):
             above = slice(-2 - len(seeds), -2)
             z[above, column], labels[above, column] = parts, [str(seed) for seed in seeds]
     noise = torch.rand(9, z_dim, generator=torch.Generator().manual_seed(0)) / 2 - 0.25
-    noise[4] = 0
+    noise[4] = 0  # the result itself
     z[-3:, -3:] = (result + noise).view(3, 3, z_dim)
     labels[-3:, -3:] = ""
     labels[-2, -2] = "= result"
@@ -134,7 +134,7 @@ def make_inputs(args, G, z_dim, names, onehots):
     else:
         rows, labels = zip(*latent_rows(args, G, z_dim, names))
         z = torch.stack(rows)
-    y = onehots[torch.arange(len(z)) % len(onehots)][:, None]  # by turns, a class per row
+    y = onehots[torch.arange(len(z)) % len(onehots)][:, None]  # a class per row, by turns
     if args.kind == "between":
         y = torch.lerp(onehots[0], onehots[1], torch.linspace(0, 1, args.steps)[:, None])
     return torch.cat([z, y.expand(*z.shape[:2], -1)], 2).flatten(0, 1), labels
@@ -171,29 +171,29 @@ def write_picture(path, images, labels):
 
 def write_animation(path, images, fps):
     """Write images, uint8 (N, 3, H, W), as an endless .gif or .webp, about 256 pixels large."""
-    frames = [enlarge(image, max(1, 256 // max(images.shape[2:]))) for image in images]
-    ends = [round(100 * i / fps) * 10 for i in range(len(frames) + 1)]  # ms; a .gif has 10 ms
-    durations = [end - start for start, end in pairwise(ends)]
+    scale = max(1, 256 // max(images.shape[2:]))
+    frames = [enlarge(image, scale) for image in images]
+    times = [round(100 * i / fps) * 10 for i in range(len(frames) + 1)]  # ms, in tens for a .gif
+    durations = [end - start for start, end in pairwise(times)]
     options = {"save_all": True, "append_images": frames[1:], "loop": 0, "lossless": True}
     with atomic(path) as file:
         frames[0].save(file, path.suffix[1:], duration=durations, **options)
 
 
 def write_folder(folder, G, x, batch_size, names):
-    """Write G's images of x as PNGs, those alone that are not there already."""
+    """Write G's images of x as PNGs, only those that are not there yet."""
     weights = [weight.cpu().double().flatten() for weight in G.state_dict().values()]
     content = torch.cat(weights).numpy().tobytes() + "".join(names).encode()
     digest = hashlib.sha256(content).hexdigest()
     paths = [folder / f"{seed:06}.png" for seed in range(len(x))]
-    manifest = folder / "samples.json"
     with one_line(f"--out {folder}: not a folder of these {len(x):,} samples; name another"):
         there = set(folder.glob("[!.]*"))
-        if there and json.loads(manifest.read_text())["sha256"] != digest:
+        if there and digest not in (folder / "samples.json").read_text():
             raise ValueError("they are of another generator")
         others = set(folder.glob("[!.]*.png")).difference(paths)
         if others:
             raise ValueError(f"it holds {min(others).name}")
-    with atomic(manifest, "w") as file:
+    with atomic(folder / "samples.json", "w") as file:
         json.dump({"sha256": digest}, file)
 
     def write(seed, image):
@@ -423,8 +423,8 @@ def seed_list(text):
     for part in text.split(","):
         first, _, last = part.partition("-")
         numbers = range(int(first), int(last or first) + 1)
-        if not 0 < len(numbers) <= 1000:
-            raise ValueError("not a range, or too long for a picture")
+        if not 0 < len(numbers) <= 1000:  # of which argparse makes a message
+            raise ValueError
         seeds += numbers
     return seeds
 
@@ -479,11 +479,10 @@ def parse_args(argv=None):
     if args.seeds and args.kind not in ("interpolation", "between"):
         parser.error(f"--seeds: has no effect on --{args.kind}")
     args.seeds = args.seeds or list(range(6))
-    if args.kind == "interpolation":
-        if args.loop:
-            args.seeds.append(args.seeds[0])
-        if len(args.seeds) < 2:
-            parser.error("--seeds: takes two or more")
+    if args.loop:
+        args.seeds.append(args.seeds[0])
+    if args.kind == "interpolation" and len(args.seeds) < 2:
+        parser.error("--seeds: takes two or more")
     args.checkpoint = args.checkpoint.expanduser()
     run = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
     if run.name == "snapshots":
@@ -493,8 +492,8 @@ def parse_args(argv=None):
     formats = [".png", ".gif", ".webp"]
     if args.samples:
         formats = [".png", ".npz", "a folder"]
-        if not args.format or args.out.is_dir():
-            args.format = "a folder"
+    if args.samples and (not args.format or args.out.is_dir()):
+        args.format = "a folder"
     if args.format not in formats:
         parser.error(f"--out {args.out}: takes {', '.join(formats)}")
     args.steps = args.steps or (9 if args.format == ".png" else 30)
@@ -533,7 +532,7 @@ def choose_classes(args, names):
     with one_line(f"{args.checkpoint}: has the classes {names}"):
         codes = torch.eye(len(names))[[names.index(name) for name in chosen]]
     if not names:
-        return [""], torch.zeros(1, 0)
+        return [""], torch.zeros(1, 0)  # one class, without a name or a code
     print(f"classes: {', '.join(chosen)}")
     return chosen, codes
 
