@@ -272,6 +272,8 @@ def test_kid_is_unbiased_over_random_subsets_of_both():
     assert abs(mean - whole) < 3 * std / 200**0.5
     assert 0.1 * whole < std < 10 * whole
     assert fid.kid(x, y, subsets=200, subset_size=20) == (mean, std)
+    _, std = fid.kid(x[:20], y, subsets=3)
+    assert std > 0  # of y's subsets
 
 
 def test_the_inception_score_is_that_of_torch_fidelity():
@@ -481,7 +483,9 @@ def test_beside_a_generator_photos_are_cropped_and_resized_to_its_size(light, ca
     assert "16x16" in line
     assert "--size 0" in line
     (kept,) = run("photos", "g.pth", "--n", 8, "--size", 0)
-    (other,) = run("photos", "g.pth", "--n", 8, "--size", 24)
+    np.save("saved.npy", images_of(layers(), range(8)))
+    other, same = run("photos", "g.pth", "saved.npy", "--n", 8, "--size", 24)
+    assert other["FID-64"] == pytest.approx(same["FID-64"], rel=1e-6)
     assert len({kept["FID-64"], other["FID-64"], row["FID-64"]}) == 3
     assert "images are made" not in capsys.readouterr().out
 
@@ -639,12 +643,14 @@ def test_reals_statistics_are_kept_until_something_changes(light, monkeypatch, c
     assert again["FID-64"] == pytest.approx(first["FID-64"], rel=1e-9)
     assert "(N 5) against real (N 9)" in capsys.readouterr().out.splitlines()[-1]
     assert sum(passes) == 14 + 5
+    run("real", "fake", "--kid")  # needs features, which are not kept
+    assert sum(passes) == 19 + 14
     run("real", "fake", "--size", 8)
     run("real", "fake", "--precision", "bf16")
     run("real", "fake", dims=192)
     torch.save({}, "w.pth")
     run("real", "fake")
-    assert sum(passes) == 19 + 4 * 14
+    assert sum(passes) == 33 + 4 * 14
     write("real", noise(2, 10))
     (other,) = run("real", "fake")
     assert other["FID-64"] != pytest.approx(first["FID-64"], rel=1e-3)
