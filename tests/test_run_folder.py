@@ -303,12 +303,12 @@ def test_a_second_signal_acts_at_once_and_one_that_is_ignored_stays_so():
     signal.signal(signal.SIGINT, of_interrupts)
 
 
-def test_a_checkpoint_is_written_every_ten_minutes(out, monkeypatch):
+def test_a_checkpoint_is_written_at_the_start_and_every_ten_minutes(data, tmp_path, monkeypatch):
     """By a clock on which a step takes 350 seconds; at the fifth the power fails."""
     train_step, saved = wgan_gp.train_step, []
 
     def failing(**rest):
-        saved.append(load(out / "checkpoint.pt")["step"])
+        saved.append(load(tmp_path / "checkpoint.pt")["step"])
         if len(saved) == 5:
             raise KeyboardInterrupt
         return train_step(**rest)
@@ -316,8 +316,8 @@ def test_a_checkpoint_is_written_every_ten_minutes(out, monkeypatch):
     monkeypatch.setattr(wgan_gp, "train_step", failing)
     monkeypatch.setattr(wgan_gp.time, "perf_counter", lambda: 350.0 * len(saved))
     with pytest.raises(KeyboardInterrupt):
-        resume(out, "--epochs", 4)
-    assert saved == [15, 15, 17, 17, 19]
+        run(*data, "--out", tmp_path)
+    assert saved == [0, 0, 2, 2, 4]
 
 
 def test_resume_takes_a_new_learning_rate(out):
@@ -349,11 +349,12 @@ def test_a_finished_run_says_how_to_go_on_and_stays_as_it_is(out, capsys):
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
 
 
-def test_other_epochs_under_lr_decay_say_that_the_rate_jumps(data, tmp_path, capsys):
-    run(*data, "--lr-decay", "--epochs", 1, "--out", tmp_path)
-    resume(tmp_path)
+def test_other_epochs_under_lr_decay_say_that_the_rate_jumps(data, out, capsys):
+    run(*data, "--lr-decay", "--epochs", 1, "--out", "falling")
+    resume("falling")
+    resume(out, "--epochs", 4)
     assert "jumps" not in capsys.readouterr().out
-    resume(tmp_path, "--epochs", 2)
+    resume("falling", "--epochs", 2)
     assert "--lr-decay: other --epochs, so the learning rate jumps" in capsys.readouterr().out
 
 
