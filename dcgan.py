@@ -982,7 +982,7 @@ def describe(images, args, device_name):
 def main(argv=None):
     args, saved = parse_args(argv), None
     checkpoint = Path(f"{args.out}/checkpoint.pt")
-    if checkpoint.exists() and not args.resume:
+    if os.path.exists(checkpoint) and not args.resume:
         raise SystemExit(f"--out {args.out}: holds a run; name another folder, or add --resume")
     with lock(args.out):
         if args.resume:

@@ -906,9 +906,9 @@ def build_parser():
     add("--n", 50000, "number of images to sample from a generator")
     add("--seed", 0, "seed of a generator's image 0; image i has the latent of seed + i")
     add("--key", "", "name of the state dict that is the generator, where a file holds several")
-    size = "height and width to crop and resize to, 0 keeps all as they are (default a generator's)"
+    size = "height and width to crop and resize to; 0 keeps them (default: those of a generator)"
     group.add_argument("--size", type=int, help=size)
-    switch("--allow-few", "fewer than 2048 images, to compare at equal N; never to quote")
+    switch("--allow-few", "take fewer than 2048 images, to compare sets of equal N; never to quote")
     add("--cache", "data", "folder for downloads and REAL's statistics")
     group = parser.add_argument_group("measures")
     switch("--kid", "kernel Inception distance: for few images as well")
@@ -917,14 +917,16 @@ def build_parser():
     switch("--prdc", "precision, recall, density and coverage")
     switch("--per-class", "FID of each class, of labelled images and conditional generators")
     group = parser.add_argument_group("files to write")
-    add("--nearest", "", "picture (.png) of fakes beside the real images nearest to each: copies?")
+    add("--nearest", "", "picture (.png) of fakes, each beside the real images nearest to it")
     add("--save-stats", "", "statistics (.npz) of REAL, to serve as REAL here and in pytorch-fid")
-    add("--json", "", "table of all results, in full precision")
+    add("--json", "", "file for all results, in full precision")
     add("--plot", "", "curve (.png and .csv) of FID over updates, of snapshots or run folders")
     group = parser.add_argument_group("network")
-    add("--dims", 2048, "width of the features: others than 2048 are no FID", choices=tuple(LAYERS))
+    add(
+        "--dims", 2048, "width of the features; others than 2048 are not FID", choices=tuple(LAYERS)
+    )
     add("--weights", "", "file of Inception weights in pytorch-fid's names, not the published one")
-    add("--batch-size", 0, "images in one pass, which takes memory: 0 is 128, on a CPU 4")
+    add("--batch-size", 0, "images in one pass, which takes memory; 0 is 128, on a CPU 4")
     add("--device", "auto", "cpu, cuda, cuda:1 or mps")
     kinds = "number format; tf32 (on a GPU) and bf16 are faster and shift the result a little"
     add("--precision", "fp32", kinds, choices=("fp32", "tf32", "bf16"))
