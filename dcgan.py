@@ -20,7 +20,7 @@ non-saturating one, which has a gradient while D still wins.
 Usage
     python dcgan.py                                   sprites made on the spot, no download
     python dcgan.py --data cifar10                    the published setting at 32x32
-    python dcgan.py --data cifar10 --g-width 64 --d-width 64 --batch-size 64 --hflip  the best tried
+    python dcgan.py --data cifar10 --g-width 64 --d-width 64 --batch-size 64 --hflip   best tried
     python dcgan.py --data photos/ --size 64 --out runs/photos
     python dcgan.py --data photos.zip --size 64 --classes cat dog --hflip
     python dcgan.py --data cifar10 --conditional      learn the classes apart, a row of each

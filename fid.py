@@ -304,7 +304,7 @@ def open_set(path, args, device):
 def open_generator(path, args, device):
     """The Set of a generator's images: number i is that of seed --seed + i, and of the i-th class,
     again from the first after the last."""
-    G, info = load_generator(path, key=args.key)
+    G, info = load_generator(path, key=args.key or None)
     print(f"{path}: {info['weights']}")
     if args.size is None:
         args.size = info["size"]
