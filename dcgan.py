@@ -538,7 +538,7 @@ def latents(seeds, z_dim):
 
 @torch.no_grad()
 def sample(G, z, batch_size=64):
-    """Images of the latents z: uint8 (N, C, H, W), in eval mode and float32, so each on its own."""
+    """Images of the latents z: uint8 (N, C, H, W), each by itself: in eval mode and float32."""
     device, mode = next(G.parameters()).device, G.training
     G.eval()
     images = []

@@ -552,7 +552,7 @@ def latents(seeds, z_dim):
 
 @torch.no_grad()
 def sample(G, z, batch_size=64):
-    """Images of the latents z: uint8 (N, C, H, W), in eval mode and float32, so each on its own."""
+    """Images of the latents z: uint8 (N, C, H, W), each by itself: in eval mode and float32."""
     device, mode = next(G.parameters()).device, G.training
     G.eval()
     images = []
@@ -610,7 +610,7 @@ def from_shapes(state):
     layers, i = [], 0
     while f"main.{i}.weight" in state:
         weight = state[f"main.{i}.weight"]
-        if weight.ndim != 4 or weight.nbytes > weight.untyped_storage().nbytes():
+        if weight.ndim != 4 or weight.nbytes > weight.untyped_storage().nbytes():  # a false claim
             raise ValueError(f"main.{i} is no convolution")
         c_in, c_out, kernel, _ = weight.shape
         if i > 0 and kernel != 4:
@@ -651,9 +651,9 @@ def load_generator(path, raw=False, key=None, first="main.0.weight", build=from_
             source = f"of {info['script']}, epoch {info['epoch']}"
             if key is None:
                 key = "G_ema" if "G_ema" in tree and not raw else "G"
-        name, (G, width) = find_generator(tree, key, first, build)
-        info["z_dim"] = width - len(info["classes"])
-        images = G(torch.zeros(2, width))
+        name, (G, inputs) = find_generator(tree, key, first, build)
+        info["z_dim"] = inputs - len(info["classes"])
+        images = G(torch.zeros(2, inputs))
         _, channels, info["size"], W = images.shape
         if channels not in (1, 3):
             raise ValueError(f"its images have {channels} channels")
@@ -665,7 +665,7 @@ def load_generator(path, raw=False, key=None, first="main.0.weight", build=from_
 
 def find_generator(tree, key, first, build):
     """(name, (G, z_dim)) of the one generator in nested dicts; ValueError if there is not one."""
-    found = {}
+    generators = {}
     reason = f"no tensor {first} in {key or 'it'}"
     for name, state in state_dicts(tree, first):
         if key and not f"{name}.".startswith(f"{key}."):
@@ -673,14 +673,14 @@ def find_generator(tree, key, first, build):
         try:
             G, z_dim = build(state)
             G.load_state_dict(state)
-            found[name or "state dict"] = G.eval().requires_grad_(False), z_dim
+            generators[name or "state dict"] = G.eval().requires_grad_(False), z_dim
         except Exception as error:  # a class of any kind raises anything
             reason = error
-    if len(found) > 1:
-        raise ValueError(f"it holds several; --key takes one of {', '.join(found)}")
-    if not found:
+    if len(generators) > 1:
+        raise ValueError(f"it holds several; --key takes one of {', '.join(generators)}")
+    if not generators:
         raise ValueError(f"{reason}; interpolate.py --generator takes other networks")
-    return found.popitem()
+    return generators.popitem()
 
 
 def state_dicts(tree, first, path=""):
@@ -707,10 +707,10 @@ def read_weights(path):
     except Exception as error:  # a damaged file raises nearly anything
         reason = "cut short, damaged, or not written by torch.save"
         for pattern, meaning in FOREIGN.items():
-            found = re.search(pattern, f"{path.suffix} {error}")
-            if found:
-                reason = meaning.format(*found.groups())
-    raise SystemExit(f"{path}: cannot be read: {reason} (no code in it was run)")
+            match = re.search(pattern, f"{path.suffix} {error}")
+            if match:
+                reason = meaning.format(*match.groups())
+    raise SystemExit(f"{path}: cannot be read: {reason}")
 
 
 # ---- Data (same in dcgan.py, wgan.py, wgan_gp.py, fid.py) ----------------------------------------

@@ -54,7 +54,7 @@ from torch import nn
 
 def interpolation(a, b, steps, path="slerp"):
     """Latents (steps, z_dim) from a to b, by "lerp" on a line or by "slerp" on the arc (Shoemake
-    1985): angle and length change evenly. N(0, I) lies near a sphere, a line's middle inside it."""
+    1985): angle and length change evenly. Latents lie near a sphere; a line cuts through it."""
     t = torch.linspace(0, 1, steps, dtype=torch.float64)[:, None]
     ends = torch.stack([a, b]).double()
     if path == "lerp":
@@ -150,23 +150,23 @@ def enlarge(image, scale=1):
 
 
 def write_picture(path, images, labels):
-    """Write rows of images, uint8 (columns, 3, H, W), below their labels, at up to 128 pixels."""
+    """Write rows of images, uint8 (columns, 3, H, W), below their labels, enlarged up to 128."""
     columns, _, H, W = images[0].shape
     scale = max(1, min(128 // max(H, W), 2400 // (columns * W)))
     gap = 4
     line = 17 if any(map(any, labels)) else 0
     width, height = W * scale + gap, line + H * scale + gap
-    page = Image.new("RGB", (gap + columns * width, gap + len(images) * height), "white")
-    font, draw = ImageFont.load_default(13), ImageDraw.Draw(page)
-    for top, row, texts in zip(range(gap, page.height, height), images, labels):
-        for left, image, text in zip(range(gap, page.width, width), row, texts):
+    sheet = Image.new("RGB", (gap + columns * width, gap + len(images) * height), "white")
+    font, draw = ImageFont.load_default(13), ImageDraw.Draw(sheet)
+    for top, row, texts in zip(range(gap, sheet.height, height), images, labels):
+        for left, image, text in zip(range(gap, sheet.width, width), row, texts):
             if text is not None:
-                page.paste(enlarge(image, scale), (left, top + line))
+                sheet.paste(enlarge(image, scale), (left, top + line))
                 while font.getlength(text) > W * scale:
                     text = text[:-1]
                 draw.text((left, top - 1), text, "black", font)
     with atomic(path) as file:
-        page.save(file, "PNG")
+        sheet.save(file, "PNG")
 
 
 def write_animation(path, images, fps):
@@ -228,7 +228,7 @@ def from_shapes(state):
     layers, i = [], 0
     while f"main.{i}.weight" in state:
         weight = state[f"main.{i}.weight"]
-        if weight.ndim != 4 or weight.nbytes > weight.untyped_storage().nbytes():
+        if weight.ndim != 4 or weight.nbytes > weight.untyped_storage().nbytes():  # a false claim
             raise ValueError(f"main.{i} is no convolution")
         c_in, c_out, kernel, _ = weight.shape
         if i > 0 and kernel != 4:
@@ -269,9 +269,9 @@ def load_generator(path, raw=False, key=None, first="main.0.weight", build=from_
             source = f"of {info['script']}, epoch {info['epoch']}"
             if key is None:
                 key = "G_ema" if "G_ema" in tree and not raw else "G"
-        name, (G, width) = find_generator(tree, key, first, build)
-        info["z_dim"] = width - len(info["classes"])
-        images = G(torch.zeros(2, width))
+        name, (G, inputs) = find_generator(tree, key, first, build)
+        info["z_dim"] = inputs - len(info["classes"])
+        images = G(torch.zeros(2, inputs))
         _, channels, info["size"], W = images.shape
         if channels not in (1, 3):
             raise ValueError(f"its images have {channels} channels")
@@ -283,7 +283,7 @@ def load_generator(path, raw=False, key=None, first="main.0.weight", build=from_
 
 def find_generator(tree, key, first, build):
     """(name, (G, z_dim)) of the one generator in nested dicts; ValueError if there is not one."""
-    found = {}
+    generators = {}
     reason = f"no tensor {first} in {key or 'it'}"
     for name, state in state_dicts(tree, first):
         if key and not f"{name}.".startswith(f"{key}."):
@@ -291,14 +291,14 @@ def find_generator(tree, key, first, build):
         try:
             G, z_dim = build(state)
             G.load_state_dict(state)
-            found[name or "state dict"] = G.eval().requires_grad_(False), z_dim
+            generators[name or "state dict"] = G.eval().requires_grad_(False), z_dim
         except Exception as error:  # a class of any kind raises anything
             reason = error
-    if len(found) > 1:
-        raise ValueError(f"it holds several; --key takes one of {', '.join(found)}")
-    if not found:
+    if len(generators) > 1:
+        raise ValueError(f"it holds several; --key takes one of {', '.join(generators)}")
+    if not generators:
         raise ValueError(f"{reason}; interpolate.py --generator takes other networks")
-    return found.popitem()
+    return generators.popitem()
 
 
 def state_dicts(tree, first, path=""):
@@ -325,10 +325,10 @@ def read_weights(path):
     except Exception as error:  # a damaged file raises nearly anything
         reason = "cut short, damaged, or not written by torch.save"
         for pattern, meaning in FOREIGN.items():
-            found = re.search(pattern, f"{path.suffix} {error}")
-            if found:
-                reason = meaning.format(*found.groups())
-    raise SystemExit(f"{path}: cannot be read: {reason} (no code in it was run)")
+            match = re.search(pattern, f"{path.suffix} {error}")
+            if match:
+                reason = meaning.format(*match.groups())
+    raise SystemExit(f"{path}: cannot be read: {reason}")
 
 
 # ---- Sampling and files (same in all scripts that have them) -------------------------------------
@@ -342,7 +342,7 @@ def latents(seeds, z_dim):
 
 @torch.no_grad()
 def sample(G, z, batch_size=64):
-    """Images of the latents z: uint8 (N, C, H, W), in eval mode and float32, so each on its own."""
+    """Images of the latents z: uint8 (N, C, H, W), each by itself: in eval mode and float32."""
     device, mode = next(G.parameters()).device, G.training
     G.eval()
     images = []
@@ -421,10 +421,10 @@ def seed_list(text):
     """Seeds and ranges, last one included: "3,17,40-42" -> [3, 17, 40, 41, 42]."""
     seeds = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        numbers = range(int(first), int(last or first) + 1)
-        if not 0 < len(numbers) <= 1000:  # of which argparse makes a message
-            raise ValueError
+        match = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", part)
+        numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else []
+        if not 0 < len(numbers) <= 1000:
+            raise argparse.ArgumentTypeError(f"{text!r} is not understood; 3,17,40-42 is")
         seeds += numbers
     return seeds
 
@@ -479,6 +479,8 @@ def parse_args(argv=None):
     if args.seeds and args.kind not in ("interpolation", "between"):
         parser.error(f"--seeds: has no effect on --{args.kind}")
     args.seeds = args.seeds or list(range(6))
+    if args.loop and args.kind != "interpolation":
+        parser.error(f"--loop: has no effect on --{args.kind}")
     if args.loop:
         args.seeds.append(args.seeds[0])
     if args.kind == "interpolation" and len(args.seeds) < 2:
@@ -489,9 +491,8 @@ def parse_args(argv=None):
         run = run.parent
     args.out = (args.out or run / f"{args.kind}.png").expanduser()
     args.format = args.out.suffix.lower()
-    formats = [".png", ".gif", ".webp"]
-    if args.samples:
-        formats = [".png", ".npz", "a folder"]
+    formats = {"arithmetic": [".png"], "samples": [".png", ".npz", "a folder"]}
+    formats = formats.get(args.kind, [".png", ".gif", ".webp"])
     if args.samples and (not args.format or args.out.is_dir()):
         args.format = "a folder"
     if args.format not in formats:
@@ -505,7 +506,7 @@ def parse_args(argv=None):
 
 def import_generator(code, checkpoint):
     """`first` and `build`, for load_generator, of the class in "FILE.py:CLASS". Runs FILE."""
-    file, name = code.rsplit(":", 1)
+    file, _, name = code.rpartition(":")
     saved = read_weights(checkpoint)
     options = saved["generator"] if "script" in saved else {}
     del sys.argv[1:]  # which that file might read as its own
@@ -529,7 +530,7 @@ def choose_classes(args, names):
     chosen = args.between or args.classes or names
     if args.kind in ("arithmetic", "traverse"):
         chosen = chosen[:1]
-    with one_line(f"{args.checkpoint}: has the classes {names}"):
+    with one_line(f"{args.checkpoint}: its classes are {', '.join(names) or 'none'}"):
         codes = torch.eye(len(names))[[names.index(name) for name in chosen]]
     if not names:
         return [""], torch.zeros(1, 0)  # one class, without a name or a code
@@ -560,8 +561,8 @@ def main(argv=None):
             columns = int(np.ceil(args.samples**0.5))
             labels = np.resize(names, (columns, columns))
         if args.format in (".gif", ".webp"):
-            x = torch.unique_consecutive(x, dim=0)  # a row begins where the one before ends
-            if torch.equal(x[0], x[-1]):  # and the whole begins anew
+            x = torch.unique_consecutive(x, dim=0)  # a row may begin where the one before ends
+            if len(x) > 1 and torch.equal(x[0], x[-1]):  # and the whole begins anew
                 x = x[:-1]
         images = sample(G, x, args.batch_size)
         if args.format == ".png":
@@ -569,7 +570,7 @@ def main(argv=None):
         elif args.format == ".npz":
             arrays = {"images": images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()}
             if info["classes"]:
-                arrays["labels"] = np.arange(len(x)) % len(names)
+                arrays["labels"] = np.resize(onehots.argmax(1), len(x))
             with atomic(args.out) as file:
                 np.savez(file, **arrays)
         else:

@@ -7,18 +7,18 @@
 Made for the 1,395 "spirits" of Super Smash Bros. Ultimate: on that page every element of class
 `spiritDiv` holds an <a> whose href is the full picture. For other pages there is --select.
 
-    python scrape_spirits.py --dry-run                list what would be fetched, write nothing
+    python scrape_spirits.py --dry-run                list the pictures, fetch and write none
     python scrape_spirits.py                          the spirits, into data/spirits
     python dcgan.py --data data/spirits --size 64     ... and train on them
     python scrape_spirits.py --url https://example.org/art --select thumb --follow --out data/art
 
 data/spirits then holds each picture once, byte for byte, with the start of its sha256 in its name,
-and manifest.jsonl, one line per address; data/spirits-contact.png shows all of them. The same
-command continues after Ctrl-C, a crash or failures: what is there whole is never fetched again.
+and manifest.jsonl, one line per URL; data/spirits-contact.png shows the first 2,500. The same
+command continues after Ctrl-C, a crash or failures: complete files are not fetched again.
 
 robots.txt is obeyed (RFC 9309, Crawl-delay), also after a redirect. 408, 429, 5xx and time-outs
-bring a pause, of Retry-After or of 1, 2, 4, 8 s; 10 failures in a row stop the run. A picture is
-what Pillow decodes to the end. Exit code: 0 if all came, 1 if not, 2 wrong flags, 130 Ctrl-C.
+bring a pause, of Retry-After or of 1, 2, 4, 8 s; 10 failures in a row, dead links aside, stop the
+run. A picture is what Pillow decodes to the end. Exit code: 1 if one failed, 2 wrong flags.
 """
 
 import argparse
@@ -52,16 +52,16 @@ LONGEST_WAIT = 600  # seconds of a pause that a host may ask for
 LONGEST_FILE = 300  # seconds in which a file must have come
 MAX_FAILURES = 10  # in a row; then the run stops
 ENDINGS = {"PNG": ".png", "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp", "AVIF": ".avif"}
-# an address that ends like a picture file; with a colon it is a wiki's page about one
+# a URL that ends like a picture file; with a colon it is a wiki's page about one
 PICTURE_FILE = re.compile(r"(?i)[^?]+/[^/:?]+\.(png|jpe?g|gif|webp|bmp|avif)(\?|$)")
-CANDIDATE = re.compile(r"([^\s,]\S*)\s+(\d+\.?\d*)[wx]\s*(?:,|$)")  # of a srcset: address, size
+CANDIDATE = re.compile(r"([^\s,]\S*)\s+(\d+\.?\d*)[wx]\s*(?:,|$)")  # of a srcset: URL, size
 VOID = set("area base br col embed hr img input link meta param source track wbr".split())
 
 # ---- Crawl ---------------------------------------------------------------------------------------
 
 
 def list_pictures(web, args, failed):
-    """Addresses of the pictures on all pages; those of pages that fail go into `failed`."""
+    """URLs of the pictures on all pages; those of pages that fail go into `failed`."""
     pictures, pages = {}, list(args.url)
     while pages and len(pictures) < args.limit:
         url = pages.pop(0)
@@ -77,12 +77,11 @@ def list_pictures(web, args, failed):
             failed.pop()
     if not pictures and not failed:
         what = f"elements of class {' '.join(args.select)!r}" if args.select else "pictures"
-        raise SystemExit(f"no {what} in the HTML of the host; what a script adds is out of reach")
+        raise SystemExit(f"no {what} in the HTML of the host; what a script adds is not seen")
     chosen = list(pictures)[: args.limit]
-    forbidden = [url for url in chosen if not web.allows(url)]
-    failed += forbidden
-    print(f"{len(chosen):,} pictures in all, {len(forbidden):,} forbidden by robots.txt")
-    return [url for url in chosen if url not in forbidden]
+    allowed = [url for url in chosen if web.allows(url)]
+    print(f"{len(chosen):,} pictures, {len(chosen) - len(allowed):,} forbidden by robots.txt")
+    return allowed
 
 
 def scrape(pictures, records, web, args, failed):
@@ -98,12 +97,13 @@ def scrape(pictures, records, web, args, failed):
                 counts[record["status"] if body else "failed"] += 1
                 if counts.total() % 100 == 0:
                     print(f"{counts.total():,} of {len(missing):,}")
-                failures_in_a_row = 0 if body else failures_in_a_row + 1
                 if body:
                     records[record["url"]] = record
                 else:
                     print(f"{record['url']}: {' '.join(record['status'].split())}")
                     failed.append(record["url"])
+                dead = record["status"].startswith("HTTP Error 4")  # this link, not the host
+                failures_in_a_row = 0 if body or dead else failures_in_a_row + 1
                 if failures_in_a_row == MAX_FAILURES:
                     raise SystemExit(f"stopped after {MAX_FAILURES} failures in a row")
     finally:
@@ -116,12 +116,12 @@ def scrape(pictures, records, web, args, failed):
 
 
 class Page(HTMLParser):
-    """The addresses on a page, by kind: "file" is a link to a picture file, "image" an <img> that
-    is in none, "link" another link. Each element with all `classes` is a group of its own."""
+    """The URLs on a page, by kind: "file" is a link to a picture file, "image" an <img> outside
+    such links, "link" any other link. Each element with all `classes` is a group of its own."""
 
-    def __init__(self, html, address, classes):
+    def __init__(self, html, url, classes):
         super().__init__()
-        self.base = address
+        self.base = url
         self.following = ""  # the page of rel=next
         self.classes, self.groups = classes, []
         self.rest = defaultdict(list)  # what is in no group
@@ -147,7 +147,7 @@ class Page(HTMLParser):
         elif tag == "img":
             attrs["srcset"] = self.sources + attrs["srcset"]
             self.sources = ""
-            group["image"].append(image_address(self.base, attrs))
+            group["image"].append(image_url(self.base, attrs))
         elif tag == "a" and PICTURE_FILE.match(url):
             group["file"].append(url)
             group = defaultdict(list)  # left out: an image inside is the thumbnail
@@ -162,19 +162,19 @@ class Page(HTMLParser):
                 pass
 
 
-def find_links(html, address, select=None):
-    """(addresses of the pictures, that of the next page or "") of a page."""
-    page = Page(html, address, set(select or ["spiritDiv"]))
-    found = [] if page.groups or select else page.rest["file"] + page.rest["image"]
+def find_links(html, url, select=None):
+    """(URLs of the pictures, that of the next page or "") of a page."""
+    page = Page(html, url, set(select or ["spiritDiv"]))
+    urls = [] if page.groups or select else page.rest["file"] + page.rest["image"]
     for group in page.groups:
-        found += group["file"] or group["image"] or group["link"]
-    return [url for url in dict.fromkeys(found) if url], page.following
+        urls += group["file"] or group["image"] or group["link"]
+    return [url for url in dict.fromkeys(urls) if url], page.following
 
 
-def image_address(base, attrs):
+def image_url(base, attrs):
     """The largest picture of an <img>: data-... first, since the others may be placeholders."""
     for name in ("data-srcset", "data-original", "data-lazy-src", "data-src", "srcset", "src"):
-        sizes = {address: float(size) for address, size in CANDIDATE.findall(attrs[name])}
+        sizes = {link: float(size) for link, size in CANDIDATE.findall(attrs[name])}
         largest = max(sizes, key=sizes.get, default=attrs[name].strip(" ,"))
         url = resolve(base, largest)
         if url and not url.endswith(".svg"):
@@ -191,7 +191,7 @@ def decode_page(body, response):
 
 
 def resolve(base, link):
-    """The address that `link` on the page `base` means, quoted; "" if it is not http(s)."""
+    """The URL that `link` on the page `base` means, quoted; "" if it is not http(s)."""
     with suppress(ValueError):
         parts = urlsplit(urljoin(base, link.strip()))
         host = parts.netloc.lower().encode("idna").decode()
@@ -205,7 +205,7 @@ def resolve(base, link):
 
 
 class Web(BaseHandler):
-    """The manners of all threads. urllib calls http_request before each request or redirect."""
+    """Rate limit and robots.txt rules of all threads: urllib calls http_request first."""
 
     def __init__(self, args):
         self.args = args
@@ -229,7 +229,7 @@ class Web(BaseHandler):
         return request
 
     def allows(self, url):
-        """Whether the robots.txt of the host allows the address: the longest rule that matches."""
+        """Whether the robots.txt of the host allows the URL: the longest rule that matches."""
         origin = "/".join(url.split("/")[:3])
         with self.lock:
             if origin not in self.rules:
@@ -337,14 +337,14 @@ def inspect(url, body):
 
 
 def file_name(url, sha256, suffix):
-    """A file name for any address, on any system: never a device, hidden, or another picture's."""
+    """A file name for any URL, on any system: never a device, hidden, or another picture's."""
     stem = re.sub(r"[^\w .()'&+,!-]", "_", Path(unquote(urlsplit(url).path)).stem).strip(" .-")
     stem = stem.encode()[:100].decode(errors="ignore") or "picture"
     return f"{stem}-{sha256[:8]}{suffix}".lower()  # many systems take A and a for the same
 
 
 def read_manifest(args):
-    """{address: record} of what is whole or known to be too small; the manifest loses the rest."""
+    """{URL: record} of what is whole or known to be too small; the manifest loses the rest."""
     out = args.out
     out.mkdir(parents=True, exist_ok=True)
     if not args.manifest.exists() and any(path.name[0] != "." for path in out.iterdir()):
@@ -381,7 +381,8 @@ def store(record, body, files, args):
 def draw_contact_sheet(records, out, side=48, columns=25):
     """Draw center squares of the pictures, at most 2,500, into one image beside the folder."""
     records = [record for record in records.values() if record["status"] == "kept"][:2500]
-    sheet = Image.new("RGB", (columns * side, (len(records) // columns + 1) * side), "white")
+    rows = 1 + (len(records) - 1) // columns
+    sheet = Image.new("RGB", (columns * side, rows * side), "white")
     for i, record in enumerate(records):
         with Image.open(out / record["file"]) as image:
             cell = ImageOps.fit(image.convert("RGBA"), (side, side))
@@ -435,15 +436,15 @@ def build_parser():
         "picture each (default spiritDiv; on a page without it, all pictures count)")
     add("--follow", action="store_true", help="pages that rel=next leads to are scraped, too")
     add("--limit", type=int, default=10**9, help="number of pictures (default: all)")
-    add("--min-side", type=int, help="shorter side to exceed, in pixels (default 32, --select 0)")
-    add = parser.add_argument_group("manners and limits").add_argument
+    add("--min-side", type=int, help="shorter side to exceed, in px (default 32; 0 with --select)")
+    add = parser.add_argument_group("limits").add_argument
     add("--delay", type=float, default=1.0, help="seconds between a worker's requests (default 1)")
     add("--workers", type=int, default=2, help="number of connections (default 2)")
     add("--timeout", type=float, default=30, help="seconds of silence before a retry (default 30)")
     add("--max-file", type=float, default=32, help="largest file in MB (default 32)")
     add = parser.add_argument_group("output").add_argument
     add("--out", default="data/spirits", help="folder of the pictures (default data/spirits)")
-    add("--dry-run", action="store_true", help="list of what would be fetched; writes nothing")
+    add("--dry-run", action="store_true", help="list the pictures; fetch and write none")
     return parser
 
 

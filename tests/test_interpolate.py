@@ -298,15 +298,18 @@ def test_an_animation_shows_a_seed_once_and_is_on_time(G, suffix, error, loop, f
     assert abs(frame - images_of(G, latents([17], 8))[0]).max() <= error
 
 
-def test_an_animation_between_classes_has_every_image_of_its_rows(conditional):
+def test_an_animation_shows_every_image_once(conditional):
     run("--between", "cat", "dog", "--steps", 3, "--out", "b.gif", "--seeds", "5,6")
     with Image.open("b.gif") as animation:
         assert animation.n_frames == 6
+    run("--seeds", "3,3", "--out", "still.gif", "--class", "cat")
+    with Image.open("still.gif") as animation:
+        assert animation.n_frames == 1
 
 
 def test_a_class_that_is_not_there_is_named_with_those_that_are(conditional):
     message = refusal("--class", "cat", "horse")
-    assert message == "g.pt: has the classes ['cat', 'dog', 'ship'] ('horse' is not in list)"
+    assert message == "g.pt: its classes are cat, dog, ship ('horse' is not in list)"
 
 
 # ---- Samples ------------------------------------------------------------------------------------
@@ -330,6 +333,9 @@ def test_a_folder_and_an_array_hold_the_images_of_their_seeds(conditional, capsy
     assert (samples_of(20, "--batch-size", 8) == by_name).all()
     with np.load("s.npz") as arrays:
         assert arrays["labels"].tolist() == [seed % 3 for seed in range(20)]
+    run("--samples", 3, "--out", "of.npz", "--class", "ship", "cat")
+    with np.load("of.npz") as arrays:
+        assert arrays["labels"].tolist() == [2, 0, 2]  # the model's numbers of the classes
     run("--samples", 20)
     page = read("samples.png")
     assert page.shape == (4 + 4 * 149, 4 + 5 * 132, 3)  # with room for labels
@@ -538,8 +544,12 @@ def test_a_class_that_does_not_fit_is_refused(layer, code, words):
     [
         ("--steps 0", "--steps 0: must be above 0"),
         ("--seeds 3", "--seeds: takes two or more"),
-        ("--seeds 3,x", "--seeds: invalid seed_list value: '3,x'"),
-        ("--seeds 5-3", "--seeds: invalid seed_list value: '5-3'"),
+        ("--seeds 3,x", "--seeds: '3,x' is not understood; 3,17,40-42 is"),
+        ("--seeds 5-3", "--seeds: '5-3' is not understood; 3,17,40-42 is"),
+        ("--seeds 99999999999999999999", "is not understood; 3,17,40-42 is"),
+        ("--traverse 3 --loop", "--loop: has no effect on --traverse"),
+        ("--arithmetic (,)+3 --out a.png", "is not understood; 3,17,40-42 is"),
+        ("--arithmetic 3-4 --out a.gif", "--out a.gif: takes .png"),
         ("--traverse 0 --seeds 1,2", "--seeds: has no effect on --traverse"),
         ("--arithmetic 3++4", "'++4' is not understood; (3,5)-17+0.5*42 is"),
         ("--out i.mp4", "--out i.mp4: takes .png, .gif, .webp"),
