@@ -17,13 +17,13 @@ Two convolutional networks play the game of Goodfellow et al. (2014, arXiv 1406.
 D(x) = sigmoid(logit); both losses are computed from the logit. The generator's is the
 non-saturating one, which has a gradient while D still wins.
 
-Usage
+Usage (each run needs an --out of its own)
     python dcgan.py                                   sprites made on the spot, no download
     python dcgan.py --data cifar10                    the published setting at 32x32
     python dcgan.py --data cifar10 --g-width 64 --d-width 64 --batch-size 64 --hflip   best tried
     python dcgan.py --data photos/ --size 64 --out runs/photos
     python dcgan.py --data photos.zip --size 64 --classes cat dog --hflip
-    python dcgan.py --data cifar10 --conditional      learn the classes apart, a row of each
+    python dcgan.py --data cifar10 --conditional      conditional on the class, a row of each
     python dcgan.py --out runs/photos --resume        go on where it stopped, with the same flags
 
 Ablations of the paper's advice
@@ -40,7 +40,7 @@ Writes to --out (default runs/ and the name of this file)
 
 Departures from the paper
     1. Latents are N(0, I), not uniform on [-1, 1]^100: what every later GAN uses.
-    2. At 32x32 there is one doubling less than at the paper's 64.
+    2. At 32x32 there is one doubling fewer than at the paper's 64.
     3. One batch of fakes serves both updates, so G runs once and not twice per step.
     4. Samples come from an exponential moving average of G's weights: --ema 0 gives the raw ones.
 
@@ -125,7 +125,7 @@ class Generator(nn.Module):
     """z (B, z_dim) -> images (B, 3, size, size) in [-1, 1]. `width` channels at size/2 double with
     each halving, to 1024 at most; `norm` is "batch" or "none". Shapes are those of size 32.
 
-    With `classes` of them, y (B, classes) is each image's class, one-hot, and is concatenated to z
+    If there are `classes`, y (B, classes) is each image's class, one-hot, and concatenated to z
     (Mirza and Osindero 2014, arXiv 1411.1784).
     """
 
@@ -165,7 +165,7 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight):
         W = weight.flatten(1)
-        with torch.autocast(W.device.type, enabled=False):  # whose list of operations has mv
+        with torch.autocast(W.device.type, enabled=False):  # which would multiply in bfloat16
             if self.training:
                 with torch.no_grad():
                     self.v.copy_(F.normalize(W.T @ self.u, dim=0))
@@ -233,12 +233,12 @@ def train_step(G, D, opt_G, opt_D, batches, z_dim):
     z = torch.randn(len(real), z_dim, device=real.device)
     fake = G(z, y)
 
-    # D ascends log D(x) + log(1 - D(G(z))); real and fake are separate batches for its batch norm
+    # D; real and fake are separate batches for its batch norm
     real_logits, fake_logits = D(real, y), D(fake.detach(), y)
     d_loss = discriminator_loss(real_logits, fake_logits)
     optimizer_step(opt_D, d_loss)
 
-    # G ascends log D(G(z))
+    # G
     g_loss = generator_loss(D(fake, y))
     optimizer_step(opt_G, g_loss)
 
@@ -341,8 +341,7 @@ def train(state, images, labels, train_step, args, bf16, signals):
     """Run train_step from state.step to the end of --epochs, or until there is one of `signals`.
 
     What a step reads stays in place, as a CUDA graph needs; its random numbers are a function of
-    (seed, step, process).
-    """
+    (seed, step, process)."""
     device, shape = state.totals.device, (args.n_critic, args.batch_size)
     per_epoch = max(1, len(images) // math.prod(shape))
     shape_here = args.n_critic, args.batch_size // WORLD
@@ -377,12 +376,13 @@ def train(state, images, labels, train_step, args, bf16, signals):
             state.seconds = time.perf_counter() - begun
             if device.type == "cpu":  # a GPU is not waited for
                 check_finite([state.totals], state, args)
-            if signals or state.seconds > due:
-                save(state, args, "checkpoint.pt")
-                due = state.seconds + 600
             if signals:
+                save(state, args, "checkpoint.pt")
                 print(f'stopped; go on with python {SCRIPT} --out "{args.out}" --resume')
                 raise SystemExit(128 + signals[0])
+            if state.seconds > due:
+                save(state, args, "checkpoint.pt")
+                due = state.seconds + 600
         check_finite([state.totals], state, args)
         state.seconds = time.perf_counter() - begun
         end_epoch(state, args)
@@ -474,6 +474,7 @@ def end_epoch(state, args):
     speed = f"{images / state.seconds:,.0f} images/s  {left // 60}:{left % 60:02} left"
     print(f"epoch {state.epoch:>3}/{args.epochs}  {values}  {speed}", flush=True)
     last = state.epoch == args.epochs
+    draws = last or state.epoch % max(1, args.epochs // 20) == 0  # for it takes half a second
     if RANK == 0:
         with one_line(f"{args.out}: the log or the sample grid is not written", warn=True):
             with atomic(f"{args.out}/log.csv", "w") as file:
@@ -482,7 +483,7 @@ def end_epoch(state, args):
                     print(*line.values(), sep=",", file=file)
             with atomic(f"{args.out}/samples/epoch_{state.epoch:04}.png") as file:
                 torchvision.utils.save_image(sample_grid(state, args), file, format="png")
-        if find_spec("matplotlib") and (last or state.epoch % max(1, args.epochs // 20) == 0):
+        if draws and find_spec("matplotlib"):
             with one_line(f"{args.out}: the curves are not drawn", warn=True):
                 draw_curves(state.log, f"{args.out}/loss.png")
     if last or (args.snapshot_every and state.epoch % args.snapshot_every == 0):
@@ -817,8 +818,8 @@ def build_parser():
     parser = argparse.ArgumentParser(
         prog=SCRIPT,
         usage="%(prog)s [flags]; --help lists them",
-        description="Train a DCGAN (Radford et al. 2016), by default on sprites made in code, a "
-        "demonstration of a minute. The manual page is the docstring of the file.",
+        description="Train a DCGAN (Radford et al. 2016). Without --data: a short demonstration on "
+        "sprites, with settings of its own. The manual page is the docstring of the file.",
         allow_abbrev=False,
     )
 
@@ -832,7 +833,7 @@ def build_parser():
     group = parser.add_argument_group("data")
     add("--data", "sprites", "sprites, cifar10, stl10, or a folder, .zip, .npy or .npz of images")
     group.add_argument("--classes", nargs="+", help="classes to train on, instead of all")
-    switch("--conditional", "learn the classes apart: a row of images each")
+    switch("--conditional", "condition on the class; a row of samples each")
     switch("--hflip", "mirror images at random; not for text or digits")
     add("--cache", "data", "folder for downloads and decoded images")
     add("--size", 32, "height and width: 4, 5, 6 or 7 times a power of two, 16 to 256")
@@ -890,7 +891,7 @@ def parse_args(argv=None, saved=None):
     decays = [args.ema, *getattr(args, "betas", [])]
     if not all(0 <= decay < 1 for decay in decays):
         parser.error("--ema and --betas: must be in [0, 1)")
-    if args.batch_size % WORLD:
+    if args.batch_size % WORLD and (saved or not args.resume):
         parser.error(f"--batch-size {args.batch_size}: must be a multiple of {WORLD} processes")
     try:
         base_resolution(args.size)
@@ -947,7 +948,8 @@ def set_up_device(args):
         torch.set_num_threads(1 if args.data == "sprites" else THREADS)  # small networks gain none
         torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
         name = f"cpu (threads: {torch.get_num_threads()})"
-        bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+        if hasattr(torch.cpu, "_is_avx512_bf16_supported"):
+            bf16 = torch.cpu._is_avx512_bf16_supported()
     if args.precision != "auto":
         bf16 = args.precision == "bf16"
     return device, f"{name}, {'bfloat16' if bf16 else 'float32'}", bf16
@@ -965,7 +967,7 @@ def join_processes(device):
 
 
 def describe(images, args, device_name):
-    """Print what is trained, and a command that trains longer where the flags give few steps."""
+    """Print what is trained, and flags that train longer where there are few steps."""
     print(f"{SCRIPT}: {images:,} images of {args.data} at {args.size}x{args.size}, {device_name}")
     steps = args.epochs * max(1, images // (args.n_critic * args.batch_size))
     print(f"{steps // args.epochs:,} train steps an epoch, {steps:,} in all")
@@ -973,10 +975,8 @@ def describe(images, args, device_name):
         print("a short demonstration, with", {name: getattr(args, name) for name in DEMO})
     elif steps < 2000:
         epochs = 1 + 5000 // max(1, images // (args.n_critic * 32))
-        print(
-            f'which is few; try python {SCRIPT} --data "{args.data}" --size {args.size} '
-            f'--batch-size 32 --lr 4e-4 --ema 0.99 --epochs {epochs} --out "{args.out}-longer"'
-        )
+        flags = f'--batch-size 32 --lr 4e-4 --ema 0.99 --epochs {epochs} --out "{args.out}-longer"'
+        print(f"which is few; to the same command add {flags}")
 
 
 def main(argv=None):

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def read(name):
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+@cache
 def definitions(text):
     """Top-level functions, classes and constants: name -> (first line, last line), 0-based."""
     lines, found = text.splitlines(), {}

@@ -545,14 +545,13 @@ def test_a_tilde_in_a_path_is_the_home_folder_and_no_path_the_working_folder(mon
 
 @pytest.mark.parametrize("trainer", [dcgan, wgan, wgan_gp])
 @pytest.mark.parametrize("images", [1, 300, 2_000_000])
-def test_few_steps_are_named_with_a_command_that_makes_more(capsys, trainer, images):
-    flags = ["--data", "my photos", "--size", "64", "--batch-size", "4096", "--epochs", "1"]
-    args = trainer.parse_args([*flags, "--out", "a b/"])
+def test_few_steps_are_named_with_flags_that_make_more(capsys, trainer, images):
+    flags = ["--data", "photos", "--batch-size", "4096", "--epochs", "1", "--out", "a b/"]
+    args = trainer.parse_args(flags)
     trainer.describe(images, args, "cpu")
     last = capsys.readouterr().out.splitlines()[-1]
-    script, *words = shlex.split(last.removeprefix("which is few; try python "))
-    longer = trainer.parse_args(words)
-    assert (script, longer.data, longer.size) == (trainer.SCRIPT, "my photos", 64)
+    more = shlex.split(last.removeprefix("which is few; to the same command add "))
+    longer = trainer.parse_args(flags + more)
     assert longer.out == "a b-longer"
     trainer.describe(images, longer, "cpu")
     last = capsys.readouterr().out.splitlines()[-1]
@@ -607,7 +606,7 @@ def test_a_renamed_copy_speaks_of_itself_and_its_checkpoints_of_the_model(
     importlib.import_module("mine_gp").main([*data, "--epochs", "1"])
     printed = capsys.readouterr().out
     assert printed.startswith("mine_gp.py: 83 images of ")
-    assert "try python mine_gp.py " in printed
+    assert 'next: python interpolate.py "runs/mine_gp"' in printed
     assert Path("runs/mine_gp/mine_gp.py").exists()
     assert load("runs/mine_gp/checkpoint.pt")["script"] == "wgan_gp.py"
     resume("runs/mine_gp")
