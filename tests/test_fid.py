@@ -10,7 +10,6 @@ import runpy
 import socket
 import subprocess
 import sys
-import warnings
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
+import dcgan
 import fid
 
 ROOT = Path(fid.__file__).resolve().parent
@@ -65,7 +65,6 @@ def refusal(*args, dims=64):
     """The line that a command ends in."""
     with pytest.raises(SystemExit) as stop:
         run(*args, dims=dims)
-    assert isinstance(stop.value.code, str)
     assert "\n" not in stop.value.code
     return stop.value.code
 
@@ -113,51 +112,49 @@ def weights():
 
 @pytest.fixture
 def pytorch_fid(weights, monkeypatch):
-    """The package pytorch-fid with the same weights, and with a sqrtm that still takes `disp`."""
+    """The package pytorch-fid with the same weights, and with a square root of singular matrices,
+    which scipy's is not: a matrix of the same trace, of which alone it makes use."""
     import pytorch_fid.fid_score as score
     import pytorch_fid.inception as inception
 
-    def sqrtm(a, disp=None):
-        with warnings.catch_warnings():  # few images have a singular covariance
-            warnings.simplefilter("ignore")
-            root = scipy.linalg.sqrtm(a)
-        if not np.isfinite(root).all():  # scipy 1.18, of a singular one; what counts is the trace
-            root = np.diag(np.sqrt(scipy.linalg.eigvals(a)))
-        return root if disp is None else (root, None)
+    def sqrtm(matrix, disp):
+        return np.diag(np.sqrt(scipy.linalg.eigvals(matrix))), None
 
     monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: dict(weights))
     monkeypatch.setattr(score, "linalg", SimpleNamespace(sqrtm=sqrtm))
     return score
 
 
-def test_features_are_those_of_pytorch_fid(weights, pytorch_fid):
+def test_features_are_those_of_pytorch_fid_and_in_bfloat16_close(weights, pytorch_fid):
     image = noise(0, 1, 40, 32)[0].transpose(2, 0, 1)
     network = pytorch_fid.InceptionV3([0, 1, 2, 3]).eval()
     with torch.no_grad():
         maps = network(torch.tensor(image)[None] / 255)
-    for dims, expected in zip((64, 192, 768, 2048), maps):
+    for dims, expected in zip((2048, 768, 192, 64), reversed(maps)):
         found = fid.Inception(weights, dims)([image])
         assert found.shape == (1, dims)
         difference = found - expected.mean((2, 3))
         assert difference.abs().max() <= 1e-5 * found.abs().max()
-
-
-def test_bfloat16_is_close(weights):
-    images = noise(2, 2).transpose(0, 3, 1, 2)
-    exact = fid.Inception(weights, 64)(images)
-    rough = fid.Inception(weights, 64, dtype=torch.bfloat16)(images)
+    rough = fid.Inception(weights, 64, dtype=torch.bfloat16)([image])
     assert rough.dtype == torch.float32
-    assert 1e-6 < (rough - exact).norm() / exact.norm() < 0.05
+    assert 1e-6 < (rough - found).norm() / found.norm() < 0.05
 
 
-def test_weights_may_end_after_the_layer_and_the_first_wrong_one_is_named(weights):
+def test_weights_may_end_after_the_layer_and_the_first_wrong_one_is_named(
+    weights, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write("real", noise(0, 4))
+    assert "w.pth: cannot be read: No such file" in refusal("real", "real")
     part = {name: x for name, x in weights.items() if name.startswith("Conv2d")}
-    fid.Inception(part, 192)
-    with pytest.raises(ValueError, match=r"^Mixed_5b.branch1x1.conv.weight is missing$"):
-        fid.Inception(part, 768)
-    name = "Conv2d_1a_3x3.bn.weight"
-    with pytest.raises(RuntimeError, match=rf"{name}.*\[3\].*\[32\]"):
-        fid.Inception(part | {name: torch.ones(3)}, 64)
+    torch.save(part, "w.pth")
+    assert run("real", "real", dims=192)[0]["FID-192"] < 1e-4
+    line = refusal("real", "real", dims=768)
+    assert "not the Inception weights" in line
+    assert "(Mixed_5b.branch1x1.conv.weight is missing)" in line
+    part["Conv2d_1a_3x3.bn.weight"] = torch.ones(3)
+    torch.save(part, "w.pth")
+    assert "size mismatch for Conv2d_1a_3x3.bn.weight" in refusal("real", "real")
 
 
 def test_the_number_is_that_of_pytorch_fid_and_statistics_travel_both_ways(
@@ -200,18 +197,12 @@ def gaussian(seed, d, rank):
     return x.T @ x / rank, rng.normal(size=d)
 
 
-def half(sigma):
-    """The symmetric square root."""
-    values, vectors = np.linalg.eigh(sigma)
-    return vectors * np.sqrt(values.clip(0)) @ vectors.T
-
-
 @pytest.mark.parametrize("ranks", [(60, 60), (60, 20), (10, 20), (1, 1)])
-def test_the_frechet_distance_of_any_ranks_against_singular_values(ranks):
+def test_the_frechet_distance_of_any_ranks_is_its_formula_written_out(ranks):
     a, mu_a = gaussian(1, 50, ranks[0])
     b, mu_b = gaussian(2, 50, ranks[1])
-    singular = np.linalg.svd(half(a) @ half(b), compute_uv=False)
-    exact = ((mu_a - mu_b) ** 2).sum() + np.trace(a + b) - 2 * singular.sum()
+    roots = np.sqrt(scipy.linalg.eigvals(a @ b))  # of (a b)^(1/2), the eigenvalues
+    exact = ((mu_a - mu_b) ** 2).sum() + np.trace(a + b) - 2 * roots.sum().real
     x = fid.Set(mu=mu_a, root=fid.square_root(a))
     y = fid.Set(mu=mu_b, root=fid.square_root(b))
     assert fid.frechet_distance(x, y) == pytest.approx(exact, abs=1e-5)
@@ -323,10 +314,9 @@ def test_every_kind_of_input_gives_the_same_number(light):
     images = noise(4, 6)
     write("deep/er", images[:3])
     write("deep/down/here", images[3:])
-    Path("deep/down/here/000.png").rename("deep/UPPER.PNG")
     with zipfile.ZipFile("a.zip", "w") as archive:
-        for i, path in enumerate(Path("deep").rglob("*.*")):
-            archive.write(path, f"class/{i}.png")
+        for path in Path("deep").rglob("*.png"):
+            archive.write(path)
     np.save("a.npy", images)
     np.savez("a.npz", images=images)
     write("real", noise(0, 9))
@@ -353,13 +343,11 @@ def test_no_number_depends_on_the_names_or_the_order_of_files(light, monkeypatch
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_the_score_is_of_logits_without_their_bias_at_the_full_width_alone(light, capsys):
+def test_the_score_is_of_logits_without_their_bias_in_the_order_of_hashes(light, capsys):
     images = noise(1, 30)
     np.save("fake.npy", images)
-    np.save("turned.npy", images[::-1])
     statistics("stats.npz", 2048)  # no images of REAL are needed
-    row, turned = run("stats.npz", "fake.npy", "turned.npy", "--is", dims=2048)
-    assert row["IS"] == pytest.approx(turned["IS"], rel=1e-6)
+    (row,) = run("stats.npz", "fake.npy", "--is", dims=2048)
     pixels = images.transpose(0, 3, 1, 2)
     hashes = [hashlib.sha1(image.tobytes()).digest() for image in pixels]
     fc = torch.load("w.pth", weights_only=True)["fc.weight"]
@@ -370,21 +358,15 @@ def test_the_score_is_of_logits_without_their_bias_at_the_full_width_alone(light
     printed = f"  IS {row['IS']:.6f} ± {row['IS std']:.6f}  fake.npy"
     assert printed in capsys.readouterr().out
     assert "take images" in refusal("fake.npy", "stats.npz", "--is", dims=2048)
-    with pytest.raises(SystemExit) as stop:
-        run("stats.npz", "fake.npy", "--is")
-    assert stop.value.code == 2
 
 
-@pytest.mark.parametrize("n, spread", [(1000, False), (1001, True)])
-def test_kid_has_a_spread_where_subsets_differ(monkeypatch, n, spread):
-    whole = fid.kid
-    monkeypatch.setattr(fid, "kid", lambda x, y: whole(x, y, subsets=2))
-    sets = []
-    for x in two_clouds(1002, n):
-        sets.append(fid.summarize(fid.Set(rows=x), fid.moments(x)))
+def test_kid_has_a_spread_where_subsets_differ(monkeypatch):
+    monkeypatch.setattr(fid, "kid", lambda x, y: (0.2, 0.1))
     args = fid.parse_args(["real", "fake", "--kid"])
-    results = fid.compare(*sets, SimpleNamespace(home="cpu"), args)
-    assert ("KID std" in results) == spread
+    for n, names in ((1000, ["FID", "KID"]), (1001, ["FID", "KID", "KID std"])):
+        fake = fid.Set(n=n, mu=np.zeros(2), root=np.eye(2), rows=torch.zeros(n, 2))
+        real = fake._replace(n=1002)
+        assert [*fid.compare(real, fake, SimpleNamespace(home="cpu"), args)] == names
 
 
 def test_where_files_differ_in_size_one_line_names_size(light, capsys):
@@ -402,61 +384,47 @@ def test_where_files_differ_in_size_one_line_names_size(light, capsys):
 # ---- Generators ---------------------------------------------------------------------------------
 
 
-def layers(channels=3, classes=0):
-    """A generator in the layout of the trainers and of pytorch/examples: z_dim 4, 16 x 16."""
-    torch.manual_seed(channels)
-    G = nn.Sequential(
-        nn.ConvTranspose2d(4 + classes, 8, 4, 1, 0, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.ConvTranspose2d(8, 4, 4, 2, 1, bias=False),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.ConvTranspose2d(4, channels, 4, 2, 1, bias=False),
-        nn.Tanh(),
-    )
-    G[1].running_var *= 1e-2  # so that images differ
+def generator(seed=0, classes=0):
+    """A trainer's generator, z_dim 4, 16 x 16, whose images differ."""
+    torch.manual_seed(seed)
+    G = dcgan.Generator(16, 4, 4, classes=classes)
+    for layer in G.main[::3]:
+        layer.reset_parameters()
+    G.main[1].running_var *= 1e-2
     return G.eval()
-
-
-def state_of(G):
-    return {f"main.{name}": x for name, x in G.state_dict().items()}
 
 
 def snapshot(G, path, epoch=2, classes=()):
     """A trainer's snapshot."""
     saved = {"format": 2, "script": "dcgan.py", "epoch": epoch, "step": 10 * epoch}
-    saved["generator"] = {"size": 16, "z_dim": 4, "width": 4, "norm": "batch"}
-    saved["classes"] = list(classes)
-    saved["G_ema"] = state_of(G)
+    saved |= {"classes": list(classes), "G_ema": G.state_dict()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.save(saved, path)
 
 
 def images_of(G, seeds, codes=None):
     """What G makes of these seeds, uint8 (N, 16, 16, 3)."""
-    z = fid.latents(seeds, 4)
-    if codes is not None:
-        z = torch.cat([z, codes], 1)
     with torch.no_grad():
-        x = G(z[:, :, None, None])
+        x = G(fid.latents(seeds, 4), codes)
     x = ((x + 1) * 127.5).round().byte()
     return x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize("kind", ["run", "netG.pth", "wrapped.ckpt", "grey.pth"])
+@pytest.mark.parametrize("kind", ["run", "grey.pth", "several.ckpt"])
 def test_a_generator_counts_like_the_images_it_would_have_saved(light, kind, capsys):
-    G = layers(1 if kind == "grey.pth" else 3)
+    G = generator()
     flags = ["--n", 20, "--seed", 7]
     write("real", noise(6, 8))
     if kind == "run":
         snapshot(G, "run/checkpoint.pt")
-    elif kind == "wrapped.ckpt":
-        torch.save({"nets": {"a": state_of(layers(1)), "b": state_of(G)}}, kind)
+    elif kind == "grey.pth":
+        G.main[6] = nn.ConvTranspose2d(4, 1, 4, 2, 1)
+        torch.save(G.state_dict(), kind)
+    else:
+        both = {"a": generator(1).state_dict(), "b": G.state_dict()}
+        torch.save({"nets": both}, kind)
         assert "--key" in refusal("real", kind, *flags)
         flags += ["--key", "nets.b"]
-    else:
-        torch.save(state_of(G), kind)
     write("saved", images_of(G, range(7, 27)))
     for batch_size in (3, 16):
         row, saved = run("real", kind, "saved", *flags, "--batch-size", batch_size)
@@ -468,7 +436,7 @@ def test_a_generator_counts_like_the_images_it_would_have_saved(light, kind, cap
 
 
 def test_beside_a_generator_photos_are_cropped_and_resized_to_its_size(light, capsys):
-    torch.save(state_of(layers()), "g.pth")
+    torch.save(generator().state_dict(), "g.pth")
     large = noise(0, 8, 40, 48)
     small = []
     for image in large:
@@ -483,7 +451,7 @@ def test_beside_a_generator_photos_are_cropped_and_resized_to_its_size(light, ca
     assert "16x16" in line
     assert "--size 0" in line
     (kept,) = run("photos", "g.pth", "--n", 8, "--size", 0)
-    np.save("saved.npy", images_of(layers(), range(8)))
+    np.save("saved.npy", images_of(generator(), range(8)))
     other, same = run("photos", "g.pth", "saved.npy", "--n", 8, "--size", 24)
     assert other["FID-64"] == pytest.approx(same["FID-64"], rel=1e-6)
     assert len({kept["FID-64"], other["FID-64"], row["FID-64"]}) == 3
@@ -494,7 +462,7 @@ def test_sprites_beside_a_generator_are_drawn_at_its_size(light, monkeypatch):
     sizes = []
     sprite = fid.sprite
     monkeypatch.setattr(fid, "sprite", lambda size, i: sizes.append(size) or sprite(size, i % 2))
-    torch.save(state_of(layers()), "g.pth")
+    torch.save(generator().state_dict(), "g.pth")
     run("sprites", "g.pth", "--n", 8)
     assert set(sizes) == {16}
     run("sprites", "g.pth", "--n", 8, "--size", 0)
@@ -502,7 +470,7 @@ def test_sprites_beside_a_generator_are_drawn_at_its_size(light, monkeypatch):
 
 
 def test_classes_come_by_turns_and_are_measured_apart(light, capsys):
-    G = layers(classes=3)
+    G = generator(classes=3)
     snapshot(G, "g.pt", classes=["cat", "dog", "ship"])
     for i, name in enumerate(("cat", "mouse", "ship")):
         write(f"real/{name}", noise(i, 9))
@@ -525,14 +493,16 @@ def test_classes_come_by_turns_and_are_measured_apart(light, capsys):
     assert "class cat: 1 images are few" in refusal("real", "pair", "--per-class")
 
 
-def test_the_curve_over_generator_updates_of_snapshots_and_run_folders(light):
+def test_the_curve_of_snapshots_and_run_folders_and_without_matplotlib_its_table_alone(
+    light, monkeypatch, capsys
+):
     for epoch in (1, 2):
-        snapshot(layers(epoch * 2 - 1), f"one/snapshots/epoch_{epoch:04}.pt", epoch)
-    snapshot(layers(), "two/snapshots/epoch_0002.pt")
+        snapshot(generator(epoch), f"one/snapshots/epoch_{epoch:04}.pt", epoch)
+    snapshot(generator(), "two/snapshots/epoch_0002.pt")
     np.save("real.npy", noise(0, 9))
-    fakes = "one", "two/snapshots/epoch_0002.pt"
-    rows = run("real.npy", *fakes, "--n", 4, "--plot", "curve.png")
-    assert "snapshots of the trainers" in refusal("real.npy", "real.npy", "--plot", "no.png")
+    flags = "two/snapshots/epoch_0002.pt", "--n", 4, "--plot", "curve.png"
+    rows = run("real.npy", "one", *flags)
+    assert "snapshots of the trainers" in refusal("real.npy", "real.npy", *flags)
     header, *lines = Path("curve.csv").read_text().splitlines()
     assert header == "run,script,epoch,step,n,FID-64"
     starts = "one,dcgan.py,1,10", "one,dcgan.py,2,20", "two,dcgan.py,2,20"
@@ -540,17 +510,12 @@ def test_the_curve_over_generator_updates_of_snapshots_and_run_folders(light):
         assert line == f"{start},4,{row['FID-64']}"
     with Image.open("curve.png") as picture:
         assert picture.width > 400
-
-
-def test_without_matplotlib_the_curve_is_its_table_and_one_warning(light, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    snapshot(layers(), "one/snapshots/epoch_0001.pt")
-    np.save("real.npy", noise(0, 9))
-    run("real.npy", "one", "--n", 4, "--plot", "curve.png")
-    captured = capsys.readouterr()
-    assert "FID-64" in captured.out
-    assert captured.err.count("warning: curve.png: not drawn") == 1
-    assert len(Path("curve.csv").read_text().splitlines()) == 2
+    Path("curve.csv").unlink()
+    Path("curve.png").unlink()
+    run("real.npy", "one", *flags)
+    assert capsys.readouterr().err.count("warning: curve.png: not drawn") == 1
+    assert len(Path("curve.csv").read_text().splitlines()) == 4
     assert not Path("curve.png").exists()
 
 
@@ -562,12 +527,16 @@ def cells(path, row):
     return [np.asarray(grid.crop(box)) for box in boxes]
 
 
+def enlarged(images):
+    return np.stack([Image.fromarray(image).resize((96, 96)) for image in images])
+
+
 def test_nearest_finds_copies_and_measures_reals_among_themselves(light, capsys):
-    reals, fakes = noise(1, 40, 96, 96), noise(2, 8, 96, 96)
-    fakes[:5] = reals[7:12]
+    torch.save(generator().state_dict(), "g.pth")
+    fakes = images_of(generator(), range(3, 11))
+    reals = np.concatenate([noise(1, 40), fakes[:5]])
     np.save("real.npy", reals)
-    np.save("fake.npy", fakes)
-    (row,) = run("real.npy", "fake.npy", "--nearest", "n.png")
+    (row,) = run("real.npy", "g.pth", "--n", 8, "--seed", 3, "--nearest", "n.png")
     y = Light({})(reals.transpose(0, 3, 1, 2)) / 8  # the root of the width
     x = Light({})(fakes.transpose(0, 3, 1, 2)) / 8
     table = torch.cdist(x, y)
@@ -579,22 +548,12 @@ def test_nearest_finds_copies_and_measures_reals_among_themselves(light, capsys)
     titles = np.asarray(Image.open("n.png"))[:18]
     for column in range(7):
         assert titles[:, 100 * column :][:, :90].min() < 128
+    fakes, reals = enlarged(fakes), enlarged(reals)
     for i in range(8):
         fake, *nearest = cells("n.png", i)
         number = (fakes == fake).all((1, 2, 3)).argmax()
         wanted = table[number].argsort()[:6]
         assert np.array_equal(nearest, reals[wanted])
-
-
-def test_nearest_of_a_generator_shows_its_own_images(light):
-    torch.save(state_of(layers()), "g.pth")
-    images = images_of(layers(), range(3, 9))
-    np.save("real.npy", np.concatenate([noise(0, 20), images]))
-    (row,) = run("real.npy", "g.pth", "--n", 6, "--seed", 3, "--nearest", "n.png")
-    assert row["nearest in features"] < 1e-5
-    fake, first, *_ = cells("n.png", 5)
-    assert np.array_equal(fake, first)
-    assert np.min(cells("n.png", 6)) == 255
 
 
 # ---- Statistics, the cache, several processes ---------------------------------------------------
@@ -701,8 +660,8 @@ def test_two_processes_give_the_numbers_of_one_and_the_first_writes(light, monke
 
 
 @pytest.mark.parametrize("args, words", [
-    ("real", "name a FAKE"), ("", "REAL"), ("real fake --dims 100", "2048"),
-    ("real fake --see 3", "--see"), ("real fake --precision fp8", "fp32"),
+    ("real", "name a FAKE"), ("real fake --dims 100", "2048"),
+    ("real fake --precision fp8", "fp32"), ("real fake --is --dims 64", "--is: takes the whole"),
 ])  # fmt: skip
 def test_wrong_flags_end_with_exit_2_and_a_short_usage(args, words, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -718,8 +677,6 @@ def test_in_a_notebook_the_kernels_flags_are_not_taken(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         fid.main()
     assert "kernel.json" not in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["fid.py", "a", "b"])
-    assert fid.parse_args().fake == ["b"]
 
 
 def test_the_script_runs_from_a_pipe_and_where_stdout_is_a_notebooks(light, monkeypatch):
@@ -744,66 +701,29 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
         assert Path(path).parent == tmp_path
 
 
-def test_sets_that_make_no_number(light):
+def test_sets_that_make_no_number(light, monkeypatch):
     write("good", noise(0, 4))
     write("one", noise(0, 1))
     write("cut", noise(0, 4))
-    write("link", noise(0, 4))
-    Path("empty").mkdir()
     Path("cut/002.png").write_bytes(Path("cut/002.png").read_bytes()[:100])
-    Path("link/dead").symlink_to("nowhere")
-    assert "no images" in refusal("good", "empty")
     assert "no such file" in refusal("good", "missing")
     assert "one: 1 images are few" in refusal("good", "one")
     assert "cut: 002.png cannot be read" in refusal("good", "cut")
-    assert "dead" in refusal("good", "link")
     with pytest.raises(SystemExit, match=r"^good: 4 images are few: FID-768 .*--allow-few"):
         fid.main(["good", "good", "--device", "cpu", "--dims", "768"])
+    monkeypatch.setattr(Light, "__call__", lambda *_: torch.nan)
+    assert "not finite" in refusal("good", "good")
 
 
-@pytest.mark.parametrize("words", ["can't allocate memory: you tried", "CUDA out of memory."])
-def test_without_memory_one_line_names_the_batch_size(light, monkeypatch, words):
+def test_without_memory_one_line_names_the_batch_size(light, monkeypatch):
     def fail(*_):
-        raise RuntimeError(f"{words}\nand a trace of C++")
+        raise RuntimeError("CUDA out of memory.\nand a trace of C++")
 
     write("real", noise(0, 4))
-    torch.save(state_of(layers()), "g.pth")
     monkeypatch.setattr(Light, "__call__", fail)
     line = refusal("real", "real")
     assert "--batch-size" in line
-    assert words in line
-    monkeypatch.setattr(fid, "sample", fail)
-    assert "--batch-size" in refusal("g.pth", "real", "--n", 9)
-
-
-def test_features_that_are_not_finite_make_no_number(light, monkeypatch):
-    write("real", noise(0, 4))
-    call = Light.__call__
-    monkeypatch.setattr(Light, "__call__", lambda s, images: call(s, images) * torch.nan)
-    assert "not finite" in refusal("real", "real")
-
-
-@pytest.mark.parametrize("kind, words", [
-    ("none", "No such file"), ("resnet", "not the Inception weights"),
-    ("no Mixed_5", "Mixed_5b.branch1x1.conv.weight is missing"),
-    ("statistics", "such as statistics"), ("TorchScript", "a TorchScript module"),
-])  # fmt: skip
-def test_weights_that_are_none(tmp_path, weights, monkeypatch, kind, words):
-    monkeypatch.chdir(tmp_path)
-    if kind == "resnet":
-        torch.save(torchvision.models.resnet18().state_dict(), "w.pth")
-    elif kind == "no Mixed_5":
-        part = {name: x for name, x in weights.items() if name.startswith("Conv2d")}
-        torch.save(part, "w.pth")
-    elif kind == "statistics":
-        statistics("s.npz")
-        Path("s.npz").rename("w.pth")
-    elif kind == "TorchScript":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is deprecated
-            torch.jit.save(torch.jit.script(nn.Linear(2, 2)), "w.pth")
-    write("real", noise(0, 4))
-    assert words in refusal("real", "real", dims=768)
+    assert "CUDA out of memory." in line
 
 
 def test_weights_that_are_not_the_published_ones_are_warned_of_once(light, monkeypatch, capsys):
