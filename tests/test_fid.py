@@ -24,6 +24,7 @@ from torch import nn
 
 import dcgan
 import fid
+import wgan
 
 ROOT = Path(fid.__file__).resolve().parent
 sys.path.append(str(ROOT / "tests" / "benchmarks"))
@@ -216,13 +217,12 @@ def test_the_frechet_distance_of_any_ranks_is_its_formula_written_out(n, m):
 
 
 @pytest.mark.parametrize("n, d", [(700, 7), (20, 50), (2, 3)])
-def test_streamed_moments_are_numpys_and_rows_lie_in_the_order_of_hashes(n, d):
+def test_streamed_moments_are_numpys_and_rows_are_kept_with_their_numbers(n, d):
     def net(images):  # which are their own features
         return torch.from_numpy(images)
 
     net.device, net.home = torch.device("cpu"), "cpu"
-    x = np.random.default_rng(n).normal(1000, 1, size=(n, d))
-    x = x.astype(np.float32)
+    x = np.random.default_rng(n).standard_normal((n, d), np.float32) + 1000
     args = SimpleNamespace(batch_size=7, dims=d, keep=False, inception_score=False)
     images = fid.Set("set", n, pixels=lambda numbers: x[numbers])
     streamed = fid.measure(images, net, args)
@@ -234,29 +234,24 @@ def test_streamed_moments_are_numpys_and_rows_lie_in_the_order_of_hashes(n, d):
     args.keep = True
     kept = fid.measure(images, net, args)
     np.testing.assert_array_equal(kept.rows, x[kept.numbers])
-    turned = images._replace(pixels=lambda numbers: x[::-1][numbers].copy())
-    np.testing.assert_array_equal(kept.rows, fid.measure(turned, net, args).rows)
 
 
-def two_clouds(n=60, m=60, d=16):
+def two_clouds(n, m, d=16):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, d, generator=generator)
     y = torch.randn(m, d, generator=generator)
     return x, 0.9 * y + 0.2
 
 
-def test_kid_is_that_of_torch_fidelity():
+def test_kid_is_that_of_torch_fidelity_and_unbiased_over_random_subsets_of_both():
     from torch_fidelity.metric_kid import kid_features_to_metric
 
-    x, y = two_clouds()
+    x, y = two_clouds(60, 60)
     settings = {"kid_subsets": 1, "kid_subset_size": 60, "verbose": False}
     theirs = kid_features_to_metric(x.double(), y.double(), **settings)
     mean, std = fid.kid(x, y)
     assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
     assert std == 0  # of one subset, the whole
-
-
-def test_kid_is_unbiased_over_random_subsets_of_both():
     x, y = two_clouds(400, 300)
     whole, _ = fid.kid(x, y, subsets=1)
     mean, std = fid.kid(x, y, subsets=200, subset_size=20)
@@ -267,7 +262,7 @@ def test_kid_is_unbiased_over_random_subsets_of_both():
     assert std > 0  # of y's subsets
 
 
-def test_the_inception_score_is_that_of_torch_fidelity():
+def test_the_inception_score_is_that_of_torch_fidelity_and_at_its_ends_exact():
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     logits = 3 * torch.randn(95, 30, generator=torch.Generator().manual_seed(2))
@@ -279,14 +274,11 @@ def test_the_inception_score_is_that_of_torch_fidelity():
     mean, std = fid.inception_score(logits)
     assert mean == pytest.approx(np.mean(scores), rel=1e-9)
     assert std == pytest.approx(np.std(scores), rel=1e-6)
-
-
-def test_the_inception_score_at_its_ends_whatever_the_order():
     logits = torch.zeros(5000, 20)
     assert fid.inception_score(logits) == pytest.approx((1, 0))
     logits[torch.arange(5000), torch.arange(5000) // 500] = 300
     assert fid.inception_score(logits, 1) == pytest.approx((10, 0))
-    assert 9.8 < fid.inception_score(logits)[0] < 9.95
+    assert 9.8 < fid.inception_score(logits)[0] < 9.95  # in splits of any classes
 
 
 @pytest.mark.parametrize("n, m, d", [(80, 50, 3), (1500, 1100, 2)])  # below and above a block
@@ -312,8 +304,7 @@ def test_prdc_written_out_and_that_of_torch_fidelity(n, m, d):
 
 def test_every_kind_of_input_gives_the_same_number(light):
     images = noise(4, 6)
-    write("deep/er", images[:3])
-    write("deep/down/here", images[3:])
+    write("deep/down/here", images)
     with zipfile.ZipFile("a.zip", "w") as archive:
         for path in Path("deep").rglob("*.png"):
             archive.write(path)
@@ -435,7 +426,7 @@ def test_a_generator_counts_like_the_images_it_would_have_saved(light, kind, cap
     assert assumed == (kind != "run")
 
 
-def test_beside_a_generator_all_images_take_its_size_or_that_of_size(light, capsys):
+def test_beside_a_generator_all_images_take_its_size_or_that_of_size(light, monkeypatch, capsys):
     torch.save(generator().state_dict(), "g.pth")
     np.save("saved.npy", images_of(generator(), range(8)))
     np.save("photos.npy", noise(0, 8, 40, 48))
@@ -451,17 +442,13 @@ def test_beside_a_generator_all_images_take_its_size_or_that_of_size(light, caps
     assert other == pytest.approx(same, rel=1e-6)
     assert len({found, kept, other}) == 3
     assert "images are made" not in capsys.readouterr().out
-
-
-def test_sprites_beside_a_generator_are_drawn_at_its_size(light, monkeypatch):
-    sizes = []
-    sprite = fid.sprite
-    monkeypatch.setattr(fid, "sprite", lambda size, i: sizes.append(size) or sprite(size, i % 2))
-    torch.save(generator().state_dict(), "g.pth")
+    drawn = []
+    sprite = fid.sprite(16, 0)
+    monkeypatch.setattr(fid, "sprite", lambda size, i: drawn.append(size) or sprite)
     run("sprites", "g.pth", "--n", 8)
-    assert set(sizes) == {16}
+    assert set(drawn) == {16}
     run("sprites", "g.pth", "--n", 8, "--size", 0)
-    assert set(sizes) == {16, 32}
+    assert set(drawn) == {16, 32}
 
 
 def test_classes_come_by_turns_and_are_measured_apart(light, capsys):
@@ -472,8 +459,7 @@ def test_classes_come_by_turns_and_are_measured_apart(light, capsys):
     (row,) = run("real", "g.pt", "--n", 30, "--per-class")
     printed = capsys.readouterr().out
     assert f"    ship: {row['FID-64 ship']:.6f} (N 10 against 9)" in printed
-    assert "FID-64 cat" in row
-    assert not {"FID-64 dog", "FID-64 mouse"} & row.keys()
+    assert [*row][-3:] == ["FID-64", "FID-64 cat", "FID-64 ship"]
     fakes = images_of(G, range(30), torch.eye(3).repeat(10, 1))
     np.save("all.npy", fakes)
     np.save("ship.npy", fakes[2::3])
@@ -502,8 +488,7 @@ def test_the_curve_of_snapshots_and_run_folders_and_without_matplotlib_its_table
     starts = "one,dcgan.py,1,10", "one,dcgan.py,2,20", "two,dcgan.py,2,20"
     for line, start, row in zip(lines, starts, rows, strict=True):
         assert line == f"{start},4,{row['FID-64']}"
-    with Image.open("curve.png") as picture:
-        assert picture.width > 400
+    assert Path("curve.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     Path("curve.csv").unlink()
     Path("curve.png").unlink()
@@ -553,9 +538,8 @@ def test_nearest_finds_copies_and_measures_reals_among_themselves(light, capsys)
 
 
 def test_of_a_file_with_images_and_statistics_one_is_taken_and_named(light, capsys):
-    """As ADM's reference batches are; its statistics here are of other images."""
     images = noise(0, 9)
-    statistics("adm.npz", arr_0=images)
+    statistics("adm.npz", arr_0=images)  # of other images, to tell them apart
     statistics("stats.npz")
     np.save("images.npy", images)
     np.save("fake.npy", noise(1, 9))
@@ -623,6 +607,7 @@ def test_two_processes_give_the_numbers_of_one_and_the_first_writes(light, tmp_p
     process = subprocess.Popen(command, cwd="second", stdout=subprocess.PIPE)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(fid, "WORLD", 2)
+    Path("r.json").unlink()
     (together,) = run(*flags)
     printed, _ = process.communicate(timeout=60)
     assert (process.returncode, printed) == (0, b"")
@@ -675,7 +660,10 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
         assert Path(path).parent == tmp_path
 
 
-def test_sets_that_make_no_number(light, monkeypatch):
+def test_sets_that_make_no_number_and_a_lack_of_memory_end_in_one_line(light, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA out of memory.\nand a trace of C++")
+
     write("good", noise(0, 4))
     write("one", noise(0, 1))
     write("cut", noise(0, 4))
@@ -687,17 +675,8 @@ def test_sets_that_make_no_number(light, monkeypatch):
         fid.main(["good", "good", "--device", "cpu", "--dims", "768"])
     monkeypatch.setattr(Light, "__call__", lambda *_: torch.nan)
     assert "not finite" in refusal("good", "good")
-
-
-def test_without_memory_one_line_names_the_batch_size(light, monkeypatch):
-    def fail(*_):
-        raise RuntimeError("CUDA out of memory.\nand a trace of C++")
-
-    write("real", noise(0, 4))
     monkeypatch.setattr(Light, "__call__", fail)
-    line = refusal("real", "real")
-    assert "--batch-size" in line
-    assert "CUDA out of memory." in line
+    assert "a smaller --batch-size (CUDA out of memory." in refusal("good", "good")
 
 
 def test_weights_that_are_not_the_published_ones_are_warned_of_once(light, monkeypatch, capsys):
@@ -738,8 +717,6 @@ def test_on_cuda_it_gives_the_numbers_of_the_cpu(weights):
 
 # ---- benchmarks/features.py ---------------------------------------------------------------------
 
-TINY = "--g-width 4 --d-width 4 --size 16 --z-dim 8 --batch-size 16 --device cpu --epochs 1"
-
 
 @pytest.fixture
 def labelled():
@@ -751,9 +728,10 @@ def labelled():
     np.savez("other.npz", images=images, labels=labels + 5)
 
 
-def train(script, flags=""):
-    module = importlib.import_module(script)
-    module.main(f"--data two.npz --out run {TINY} {flags}".split())
+def train(module, flags=""):
+    """Train for an epoch on two.npz, in the folder run."""
+    tiny = "--g-width 4 --d-width 4 --size 16 --z-dim 8 --batch-size 16 --device cpu --epochs 1"
+    module.main(f"--data two.npz --out run {tiny} {flags}".split())
 
 
 def test_features_are_the_pooled_activations_of_all_layers_but_the_score():
@@ -789,7 +767,7 @@ def test_the_classifier_is_the_minimum_that_repeated_ridge_regressions_find():
 
 
 def test_a_run_is_judged_beside_pixels_and_the_network_before_training(labelled, capsys):
-    train("dcgan")
+    train(dcgan)
     words = "run/checkpoint.pt --data two.npz --json table.json --test"
     features.main([*words.split(), "two.npz", "--n", "60", "--n-test", "40"])
     assert "2 classes, 60 images to train on, 40 to test" in capsys.readouterr().out
@@ -803,16 +781,10 @@ def test_a_run_is_judged_beside_pixels_and_the_network_before_training(labelled,
         features.main(["run/snapshots/epoch_0001.pt", "--data", "two.npz"])
 
 
-@pytest.mark.parametrize(
-    "script, flags", [("dcgan", "--conditional"), ("wgan", "--constraint stable-rank")]
-)
-def test_the_network_before_training_is_the_runs(labelled, monkeypatch, script, flags):
-    module = importlib.import_module(script)
-    monkeypatch.setattr(module, "train", lambda *_: None)  # leaves the checkpoint of step 0
-    train(script, flags)
+def test_the_network_before_training_is_the_runs(labelled, monkeypatch):
+    monkeypatch.setattr(wgan, "train", lambda *_: None)  # leaves the checkpoint of step 0
+    train(wgan, "--conditional --constraint stable-rank")
     module, saved = features.load_run("run/checkpoint.pt")
-    state = saved.get("D", saved.get("critic"))
     for trained in (False, True):
-        found = features.second_network(module, saved, trained).state_dict()
-        for name, value in found.items():
-            torch.testing.assert_close(value, state[name])
+        found = features.second_network(module, saved, trained)
+        torch.testing.assert_close(found.state_dict(), saved["critic"])
