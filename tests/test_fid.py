@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,22 +62,22 @@ def light(monkeypatch):
     torch.save({}, "w.pth")
 
 
-def run(*args, dims=64):
-    """The results of fid.py, a dict for each FAKE."""
+def run(command, dims=64):
+    """The results of fid.py with these arguments, a dict for each FAKE."""
     flags = f"--allow-few --device cpu --weights w.pth --dims {dims} --json r.json"
-    fid.main([*flags.split(), *map(str, args)])
+    fid.main(f"{flags} {command}".split())
     return json.loads(Path("r.json").read_text())["results"]
 
 
-def distances(*args, dims=64):
+def distances(command, dims=64):
     """The FID of each FAKE."""
-    return [row[f"FID-{dims}"] for row in run(*args, dims=dims)]
+    return [row[f"FID-{dims}"] for row in run(command, dims)]
 
 
-def refusal(*args, dims=64):
+def refusal(command, dims=64):
     """The line that a command ends in."""
     with pytest.raises(SystemExit) as stop:
-        run(*args, dims=dims)
+        run(command, dims)
     assert "\n" not in stop.value.code
     return stop.value.code
 
@@ -155,16 +156,16 @@ def test_features_are_those_of_pytorch_fid_and_in_bfloat16_close(weights, pytorc
 
 def test_weights_may_end_after_the_layer_and_the_first_wrong_one_is_named(weights):
     write("real", noise(0, 4))
-    assert "w.pth: cannot be read: No such file" in refusal("real", "real")
+    assert "w.pth: cannot be read: No such file" in refusal("real real")
     part = {name: x for name, x in weights.items() if name.startswith("Conv2d")}
     torch.save(part, "w.pth")
-    assert distances("real", "real", dims=192)[0] < 1e-4
-    line = refusal("real", "real", dims=768)
+    assert distances("real real", dims=192)[0] < 1e-4
+    line = refusal("real real", dims=768)
     assert "not the Inception weights" in line
     assert "(Mixed_5b.branch1x1.conv.weight is missing)" in line
     part["Conv2d_1a_3x3.bn.weight"] = torch.ones(3)
     torch.save(part, "w.pth")
-    assert "size mismatch for Conv2d_1a_3x3.bn.weight" in refusal("real", "real")
+    assert "size mismatch for Conv2d_1a_3x3.bn.weight" in refusal("real real")
 
 
 def test_the_number_is_that_of_pytorch_fid_and_statistics_travel_both_ways(
@@ -177,7 +178,7 @@ def test_the_number_is_that_of_pytorch_fid_and_statistics_travel_both_ways(
     for seed, name in enumerate(("real", "fake")):
         write(name, noise(seed, 3, 32, 32))
         Image.fromarray(noise(seed, 1, 50, 40)[0]).save(f"{name}/other.png")
-    (value,) = distances("real", "fake", "--save-stats", "ours.npz")
+    (value,) = distances("real fake --save-stats ours.npz")
     assert value > 1e-3
     assert theirs("real", "fake") == pytest.approx(value, rel=1e-4)
     notice, line = capsys.readouterr().out.splitlines()[-2:]
@@ -185,12 +186,12 @@ def test_the_number_is_that_of_pytorch_fid_and_statistics_travel_both_ways(
     assert line == f"FID-64 {value:.6f}  fake (N 4) against real (N 4)"
     pytorch_fid.save_fid_stats(["real", "theirs.npz"], 1, "cpu", 64, 0)
     for stats in ("ours.npz", "theirs.npz"):
-        assert distances(stats, "fake") == pytest.approx([value], rel=1e-5)
+        assert distances(f"{stats} fake") == pytest.approx([value], rel=1e-5)
         assert theirs(stats, "fake") == pytest.approx(value, rel=1e-4)
     assert "(N unknown)" in capsys.readouterr().out
     Path("w.pth").unlink()  # statistics need no network
-    run("ours.npz", "theirs.npz", "--save-stats", "again.npz")
-    assert distances("theirs.npz", "again.npz")[0] < 1e-4
+    run("ours.npz theirs.npz --save-stats again.npz")
+    assert distances("theirs.npz again.npz")[0] < 1e-4
 
 
 # ---- The distances ------------------------------------------------------------------------------
@@ -311,21 +312,20 @@ def test_every_kind_of_input_gives_the_same_number(light):
     np.save("a.npy", images)
     np.savez("a.npz", images=images)
     write("real", noise(0, 9))
-    first, *others = distances("real", "deep", "a.zip", "a.npy", "a.npz")
+    first, *others = distances("real deep a.zip a.npy a.npz")
     assert first > 1e-3
     assert others == pytest.approx(3 * [first], rel=1e-6)
 
 
 def test_no_number_depends_on_the_names_or_the_order_of_files(light, monkeypatch, capsys):
     """Neither do those of random subsets: KID here with 5 of 12 images."""
-    whole = fid.kid
-    monkeypatch.setattr(fid, "kid", lambda x, y: whole(x, y, subsets=3, subset_size=5))
+    monkeypatch.setattr(fid, "kid", partial(fid.kid, subsets=3, subset_size=5))
     for seed, name in enumerate(("real", "fake")):
         images = noise(seed, 12)
         np.save(f"{name}.npy", images)
         np.save(f"{name}-turned.npy", images[::-1])
-    (row,) = run("real.npy", "fake.npy", "--kid", "--prdc")
-    (same,) = run("real-turned.npy", "fake-turned.npy", "--kid", "--prdc")
+    (row,) = run("real.npy fake.npy --kid --prdc")
+    (same,) = run("real-turned.npy fake-turned.npy --kid --prdc")
     assert row.pop("path") != same.pop("path")
     assert row == pytest.approx(same, rel=1e-6)
     measures = ["FID-64", "KID-64", "precision-64", "recall-64", "density-64", "coverage-64"]
@@ -339,7 +339,7 @@ def test_the_score_is_of_logits_without_their_bias_in_the_order_of_hashes(light,
     statistics("stats.npz", 2048)  # no images of REAL are needed
     fc = torch.randn(1008, 2048, generator=torch.Generator().manual_seed(1))
     torch.save({"fc.weight": fc}, "w.pth")
-    (row,) = run("stats.npz", "fake.npy", "--is", dims=2048)
+    (row,) = run("stats.npz fake.npy --is", dims=2048)
     pixels = images.transpose(0, 3, 1, 2)
     hashes = [hashlib.sha1(image.tobytes()).digest() for image in pixels]
     logits = Light({}, 2048)(pixels[np.argsort(hashes)]) @ fc.T
@@ -348,7 +348,7 @@ def test_the_score_is_of_logits_without_their_bias_in_the_order_of_hashes(light,
     assert row["IS std"] == pytest.approx(std, rel=1e-5)
     printed = f"  IS {row['IS']:.6f} ± {row['IS std']:.6f}  fake.npy"
     assert printed in capsys.readouterr().out
-    assert "take images" in refusal("fake.npy", "stats.npz", "--is", dims=2048)
+    assert "take images" in refusal("fake.npy stats.npz --is", dims=2048)
 
 
 def test_kid_has_a_spread_where_subsets_differ(monkeypatch):
@@ -364,12 +364,12 @@ def test_kid_has_a_spread_where_subsets_differ(monkeypatch):
 def test_where_files_differ_in_size_one_line_names_size(light, capsys):
     write("small", noise(0, 4, 16, 16))
     write("large", noise(1, 4, 48, 64))
-    run("small", "large")
+    run("small large")
     line, _ = capsys.readouterr().out.splitlines()
     for words in ("(16, 16)", "(48, 64)", "--size"):
         assert words in line
-    run("small", "large", "--size", 0)
-    run("small", "large", "--size", 16)
+    run("small large --size 0")
+    run("small large --size 16")
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
@@ -405,7 +405,7 @@ def images_of(G, seeds, codes=None):
 @pytest.mark.parametrize("kind", ["run", "grey.pth", "several.ckpt"])
 def test_a_generator_counts_like_the_images_it_would_have_saved(light, kind, capsys):
     G = generator()
-    flags = ["--n", 20, "--seed", 7]
+    flags = "--n 20 --seed 7"
     write("real", noise(6, 8))
     if kind == "run":
         snapshot(G, "run/checkpoint.pt")
@@ -415,11 +415,11 @@ def test_a_generator_counts_like_the_images_it_would_have_saved(light, kind, cap
     else:
         both = {"a": generator(1).state_dict(), "b": G.state_dict()}
         torch.save({"nets": both}, kind)
-        assert "--key" in refusal("real", kind, *flags)
-        flags += ["--key", "nets.b"]
+        assert "--key" in refusal(f"real {kind} {flags}")
+        flags += " --key nets.b"
     write("saved", images_of(G, range(7, 27)))
     for batch_size in (3, 16):
-        row, saved = run("real", kind, "saved", *flags, "--batch-size", batch_size)
+        row, saved = run(f"real {kind} saved {flags} --batch-size {batch_size}")
         assert row["n"] == 20
         assert row["FID-64"] == pytest.approx(saved["FID-64"], rel=1e-6)
     assumed = "ReLU" in capsys.readouterr().out  # of a foreign network
@@ -430,24 +430,24 @@ def test_beside_a_generator_all_images_take_its_size_or_that_of_size(light, monk
     torch.save(generator().state_dict(), "g.pth")
     np.save("saved.npy", images_of(generator(), range(8)))
     np.save("photos.npy", noise(0, 8, 40, 48))
-    (wanted,) = distances("photos.npy", "saved.npy", "--size", 16)
+    (wanted,) = distances("photos.npy saved.npy --size 16")
     capsys.readouterr()
-    (found,) = distances("photos.npy", "g.pth", "--n", 8)
+    (found,) = distances("photos.npy g.pth --n 8")
     assert found == pytest.approx(wanted, rel=1e-6)
     line = capsys.readouterr().out.splitlines()[1]
     assert "16x16" in line
     assert "--size 0" in line
-    (kept,) = distances("photos.npy", "g.pth", "--n", 8, "--size", 0)
-    other, same = distances("photos.npy", "g.pth", "saved.npy", "--n", 8, "--size", 24)
+    (kept,) = distances("photos.npy g.pth --n 8 --size 0")
+    other, same = distances("photos.npy g.pth saved.npy --n 8 --size 24")
     assert other == pytest.approx(same, rel=1e-6)
     assert len({found, kept, other}) == 3
     assert "images are made" not in capsys.readouterr().out
     drawn = []
     sprite = fid.sprite(16, 0)
     monkeypatch.setattr(fid, "sprite", lambda size, i: drawn.append(size) or sprite)
-    run("sprites", "g.pth", "--n", 8)
+    run("sprites g.pth --n 8")
     assert set(drawn) == {16}
-    run("sprites", "g.pth", "--n", 8, "--size", 0)
+    run("sprites g.pth --n 8 --size 0")
     assert set(drawn) == {16, 32}
 
 
@@ -456,21 +456,21 @@ def test_classes_come_by_turns_and_are_measured_apart(light, capsys):
     snapshot(G, "g.pt", classes=["cat", "dog", "ship"])
     for i, name in enumerate(("cat", "mouse", "ship")):
         write(f"real/{name}", noise(i, 9))
-    (row,) = run("real", "g.pt", "--n", 30, "--per-class")
+    (row,) = run("real g.pt --n 30 --per-class")
     printed = capsys.readouterr().out
     assert f"    ship: {row['FID-64 ship']:.6f} (N 10 against 9)" in printed
     assert [*row][-3:] == ["FID-64", "FID-64 cat", "FID-64 ship"]
     fakes = images_of(G, range(30), torch.eye(3).repeat(10, 1))
     np.save("all.npy", fakes)
     np.save("ship.npy", fakes[2::3])
-    assert distances("real", "all.npy") == pytest.approx([row["FID-64"]], rel=1e-6)
-    (ship,) = distances("real/ship", "ship.npy")
+    assert distances("real all.npy") == pytest.approx([row["FID-64"]], rel=1e-6)
+    (ship,) = distances("real/ship ship.npy")
     assert row["FID-64 ship"] == pytest.approx(ship, rel=1e-6)
-    run("real", "all.npy", "--per-class")
+    run("real all.npy --per-class")
     assert "no classes in common" in capsys.readouterr().out
     write("pair/cat", noise(3, 1))
     write("pair/dog", noise(4, 9))
-    assert "class cat: 1 images are few" in refusal("real", "pair", "--per-class")
+    assert "class cat: 1 images are few" in refusal("real pair --per-class")
 
 
 def test_the_curve_of_snapshots_and_run_folders_and_without_matplotlib_its_table_alone(
@@ -480,9 +480,9 @@ def test_the_curve_of_snapshots_and_run_folders_and_without_matplotlib_its_table
         snapshot(generator(epoch), f"one/snapshots/epoch_{epoch:04}.pt", epoch)
     snapshot(generator(), "two/snapshots/epoch_0002.pt")
     np.save("real.npy", noise(0, 9))
-    flags = "two/snapshots/epoch_0002.pt", "--n", 4, "--plot", "curve.png"
-    rows = run("real.npy", "one", *flags)
-    assert "snapshots of the trainers" in refusal("real.npy", "real.npy", *flags)
+    command = "real.npy one two/snapshots/epoch_0002.pt --n 4 --plot curve.png"
+    rows = run(command)
+    assert "snapshots of the trainers" in refusal("real.npy real.npy --plot curve.png")
     header, *lines = Path("curve.csv").read_text().splitlines()
     assert header == "run,script,epoch,step,n,FID-64"
     starts = "one,dcgan.py,1,10", "one,dcgan.py,2,20", "two,dcgan.py,2,20"
@@ -492,7 +492,7 @@ def test_the_curve_of_snapshots_and_run_folders_and_without_matplotlib_its_table
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     Path("curve.csv").unlink()
     Path("curve.png").unlink()
-    run("real.npy", "one", *flags)
+    run(command)
     assert capsys.readouterr().err.count("warning: curve.png: not drawn") == 1
     assert len(Path("curve.csv").read_text().splitlines()) == 4
     assert not Path("curve.png").exists()
@@ -514,7 +514,7 @@ def test_nearest_finds_copies_and_measures_reals_among_themselves(light, capsys)
     fakes = images_of(generator(), range(3, 11))
     reals = np.concatenate([noise(1, 40), fakes[:5]])
     np.save("real.npy", reals)
-    (row,) = run("real.npy", "g.pth", "--n", 8, "--seed", 3, "--nearest", "n.png")
+    (row,) = run("real.npy g.pth --n 8 --seed 3 --nearest n.png")
     y = Light({})(reals.transpose(0, 3, 1, 2)) / 8  # the root of the width
     x = Light({})(fakes.transpose(0, 3, 1, 2)) / 8
     table = torch.cdist(x, y)
@@ -543,9 +543,9 @@ def test_of_a_file_with_images_and_statistics_one_is_taken_and_named(light, caps
     statistics("stats.npz")
     np.save("images.npy", images)
     np.save("fake.npy", noise(1, 9))
-    assert run("adm.npz", "fake.npy") == run("stats.npz", "fake.npy")
+    assert run("adm.npz fake.npy") == run("stats.npz fake.npy")
     assert "adm.npz: holds both; its statistics are taken" in capsys.readouterr().out
-    assert run("adm.npz", "fake.npy", "--kid") == run("images.npy", "fake.npy", "--kid")
+    assert run("adm.npz fake.npy --kid") == run("images.npy fake.npy --kid")
     assert "adm.npz: holds both; its images are taken" in capsys.readouterr().out
 
 
@@ -560,43 +560,42 @@ def test_of_a_file_with_images_and_statistics_one_is_taken_and_named(light, caps
 def test_statistics_that_are_refused(light, change, words):
     statistics("good.npz")
     statistics("s.npz", **change)
-    assert words in refusal("s.npz", "good.npz")
-    assert words in refusal("good.npz", "s.npz")
+    assert words in refusal("s.npz good.npz")
+    assert words in refusal("good.npz s.npz")
     for flag in ("--kid", "--prdc", "--per-class", "--nearest=n.png"):
-        assert "take images" in refusal("good.npz", "good.npz", flag)
+        assert "take images" in refusal(f"good.npz good.npz {flag}")
 
 
 def test_reals_statistics_are_kept_until_something_changes(light, monkeypatch, capsys):
     monkeypatch.setattr(Light, "seen", 0)
     write("real", noise(0, 9))
     write("fake", noise(1, 5))
-    first = distances("real", "fake")
-    assert distances("real", "fake") == pytest.approx(first, rel=1e-9)
+    first = distances("real fake")
+    assert distances("real fake") == pytest.approx(first, rel=1e-9)
     assert "(N 5) against real (N 9)" in capsys.readouterr().out.splitlines()[-1]
     assert Light.seen == 14 + 5
-    run("real", "fake", "--kid")  # needs features, which are not kept
+    run("real fake --kid")  # needs features, which are not kept
     assert Light.seen == 19 + 14
-    run("real", "fake", "--size", 8)
-    run("real", "fake", "--precision", "bf16")
-    run("real", "fake", dims=192)
+    run("real fake --size 8")
+    run("real fake --precision bf16")
+    run("real fake", dims=192)
     torch.save([], "w.pth")
-    run("real", "fake")
+    run("real fake")
     assert Light.seen == 33 + 4 * 14
     write("real", noise(2, 10))
-    assert distances("real", "fake") != pytest.approx(first, rel=1e-3)
+    assert distances("real fake") != pytest.approx(first, rel=1e-3)
     Path("wall").write_text("")
-    run("real", "fake", "--cache", "wall/cache")
+    run("real fake --cache wall/cache")
     assert "not written; REAL will be measured again" in capsys.readouterr().err
 
 
 def test_two_processes_give_the_numbers_of_one_and_the_first_writes(light, tmp_path, monkeypatch):
     np.save("real.npy", noise(0, 9))
     np.save("fake.npy", noise(1, 8))
-    flags = [tmp_path / "real.npy", tmp_path / "fake.npy", "--kid", "--prdc", "--nearest=n.png"]
-    (alone,) = run(*flags)
+    command = f"{tmp_path}/real.npy {tmp_path}/fake.npy --kid --prdc --nearest n.png"
+    (alone,) = run(command)
     script = "import fid, test_fid; fid.Inception = test_fid.Light; fid.main()"
     few = "--allow-few --device cpu --weights ../w.pth --dims 64 --json r.json"
-    command = [sys.executable, "-c", script, *flags, *few.split()]
     with socket.create_server(("127.0.0.1", 0)) as free:
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -604,11 +603,12 @@ def test_two_processes_give_the_numbers_of_one_and_the_first_writes(light, tmp_p
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     Path("second").mkdir()
-    process = subprocess.Popen(command, cwd="second", stdout=subprocess.PIPE)
+    second = [sys.executable, "-c", script, *command.split(), *few.split()]
+    process = subprocess.Popen(second, cwd="second", stdout=subprocess.PIPE)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(fid, "WORLD", 2)
     Path("r.json").unlink()
-    (together,) = run(*flags)
+    (together,) = run(command)
     printed, _ = process.communicate(timeout=60)
     assert (process.returncode, printed) == (0, b"")
     assert not os.listdir("second")
@@ -668,25 +668,25 @@ def test_sets_that_make_no_number_and_a_lack_of_memory_end_in_one_line(light, mo
     write("one", noise(0, 1))
     write("cut", noise(0, 4))
     Path("cut/002.png").write_bytes(Path("cut/002.png").read_bytes()[:100])
-    assert "no such file" in refusal("good", "missing")
-    assert "one: 1 images are few" in refusal("good", "one")
-    assert "cut: 002.png cannot be read" in refusal("good", "cut")
+    assert "no such file" in refusal("good missing")
+    assert "one: 1 images are few" in refusal("good one")
+    assert "cut: 002.png cannot be read" in refusal("good cut")
     with pytest.raises(SystemExit, match=r"^good: 4 images are few: FID-768 .*--allow-few"):
         fid.main(["good", "good", "--device", "cpu", "--dims", "768"])
     monkeypatch.setattr(Light, "__call__", lambda *_: torch.nan)
-    assert "not finite" in refusal("good", "good")
+    assert "not finite" in refusal("good good")
     monkeypatch.setattr(Light, "__call__", fail)
-    assert "a smaller --batch-size (CUDA out of memory." in refusal("good", "good")
+    assert "a smaller --batch-size (CUDA out of memory." in refusal("good good")
 
 
 def test_weights_that_are_not_the_published_ones_are_warned_of_once(light, monkeypatch, capsys):
     write("real", noise(0, 4))
-    run("real", "real")
+    run("real real")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: w.pth is not the published file")
     digest = hashlib.sha256(Path("w.pth").read_bytes()).hexdigest()
     monkeypatch.setattr(fid, "PUBLISHED", digest[:8])
-    run("real", "real")
+    run("real real")
     assert capsys.readouterr().err == ""
 
 
@@ -697,7 +697,7 @@ def test_weights_that_cannot_be_downloaded(light, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     write("real", noise(0, 4))
-    line = refusal("real", "real", "--weights", "")
+    line = refusal("real real --weights=")
     for words in ("is unreachable", "--weights", "pt_inception-2015-12-05-6726825d.pth", "https:"):
         assert words in line
 
@@ -708,9 +708,9 @@ def test_on_cuda_it_gives_the_numbers_of_the_cpu(weights):
     torch.save(weights, "w.pth")
     np.save("real.npy", noise(0, 20))
     np.save("fake.npy", noise(1, 20))
-    flags = "--kid", "--prdc", "--nearest", "n.png"
-    (cpu,) = run("real.npy", "fake.npy", *flags)
-    (cuda,) = run("real.npy", "fake.npy", *flags, "--device", "cuda")
+    command = "real.npy fake.npy --kid --prdc --nearest n.png"
+    (cpu,) = run(command)
+    (cuda,) = run(f"{command} --device cuda")
     assert cuda.pop("path") == cpu.pop("path")
     assert cuda == pytest.approx(cpu, rel=1e-3, abs=1e-6)
 
