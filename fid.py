@@ -67,10 +67,10 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageDraw, ImageOps
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.fx.experimental.optimization import fuse
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models.feature_extraction import create_feature_extractor
-from torchvision.models.inception import BasicConv2d, Inception3
+from torchvision.models.inception import Inception3
 
 try:
     from tqdm import tqdm
@@ -102,15 +102,11 @@ class Inception:
         self.home = device if self.device.type == "cuda" else "cpu"  # of float64, which MPS lacks
         with torch.device("meta"):
             net = Inception3(aux_logits=False, init_weights=False).eval()
-        leaves = {"leaf_modules": [BasicConv2d]}
-        layers = create_feature_extractor(net, {LAYERS[dims]: "map"}, tracer_kwargs=leaves)
+        layers = create_feature_extractor(net, {LAYERS[dims]: "map"})
         missing, _ = layers.load_state_dict(dict(weights), strict=False, assign=True)
         if missing:
             raise ValueError(f"{missing[0]} is missing")
-        for block in layers.float().modules():
-            if isinstance(block, BasicConv2d):
-                block.conv = fuse_conv_bn_eval(block.conv, block.bn)
-                block.bn = nn.Identity()
+        layers = fuse(layers.float(), inplace=True)  # batch norms into convolutions
         pools = [node for node in layers.graph.nodes if node.target is F.avg_pool2d]
         for node in pools[:8]:  # of Mixed_5b to Mixed_7b
             node.update_kwarg("count_include_pad", False)
