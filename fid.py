@@ -188,9 +188,10 @@ def kid(x, y, subsets=100, subset_size=1000):
         subsets = 1
     estimates = []
     for _ in range(subsets):
-        a, b = (z[rng.choice(len(z), n, replace=False)] for z in (x, y))
-        z = torch.cat([a, b]).double()
-        kernel = (z @ z.T / z.shape[1] + 1) ** 3  # (2n, 2n)
+        a = x[rng.choice(len(x), n, replace=False)]
+        b = y[rng.choice(len(y), n, replace=False)]
+        both = torch.cat([a, b]).double()
+        kernel = (both @ both.T / both.shape[1] + 1) ** 3  # (2n, 2n)
         kernel.fill_diagonal_(0)  # no image beside itself, which makes the estimate unbiased
         same = kernel[:n, :n].sum() + kernel[n:, n:].sum()
         estimates.append(float(same / (n * (n - 1)) - 2 * kernel[:n, n:].mean()))
@@ -226,21 +227,22 @@ def prdc(real, fake):
     recalled, _ = balls(real, fake, near_fake[:, 3])
     dense, covered = balls(fake, real, near_real[:, 5])
     return {
-        "precision": float((precise > 0).double().mean()),
-        "recall": float((recalled > 0).double().mean()),
-        "density": float(dense.double().mean() / 5),
-        "coverage": float(covered.double().mean()),
+        "precision": np.mean(precise > 0),
+        "recall": np.mean(recalled > 0),
+        "density": np.mean(dense) / 5,
+        "coverage": np.mean(covered),
     }
 
 
 def balls(x, centers, radii):
-    """In how many balls each row of x (N, d) lies (N,), and whether each ball holds one (M,)."""
+    """In how many balls each row of x (N, d) lies (N,), and whether each ball holds one (M,): NumPy
+    arrays, of balls around centers (M, d) with radii (M,)."""
     counts, filled = [], False
     for part in x.split(1024):
         inside = torch.cdist(part, centers) <= radii
         counts.append(inside.sum(1))
         filled |= inside.any(0)
-    return torch.cat(counts), filled
+    return torch.cat(counts).cpu().numpy(), filled.cpu().numpy()
 
 
 def neighbours(x, y, k):
@@ -263,7 +265,8 @@ Set = namedtuple("Set", FIELDS, defaults=[None] * 11)
 
 def open_sets(args, device):
     """REAL and the FAKEs. REAL comes last: a generator's size, known by then, is REAL's as well."""
-    *fakes, real = sets = [open_set(path, args, device) for path in (*args.fake, args.real)]
+    *fakes, real = [open_set(path, args, device) for path in (*args.fake, args.real)]
+    sets = [real, *fakes]
     shapes = {images.pixels([0])[0].shape[1:] for images in sets if images.pixels}  # of the first
     if len(shapes) > 1 and args.size is None:
         print(f"images differ in size: {shapes}; --size 64 would crop and resize all to 64x64")
@@ -311,7 +314,7 @@ def open_generator(path, args, device):
     codes = torch.eye(len(classes))
 
     def pixels(numbers):
-        z = latents((args.seed + np.array(numbers)).tolist(), info["z_dim"])
+        z = latents([args.seed + i for i in numbers], info["z_dim"])
         if info["classes"]:
             z = torch.cat([z, codes[labels[numbers]]], 1)
         images = sample(G, z, len(z)).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
@@ -341,12 +344,12 @@ def measure(images, net, args):
         blocks = tqdm(blocks, unit="256 images", disable=None)
     total, rows, hashes = 0, [], []
     for block in blocks:
-        x = torch.empty(len(block), args.dims, device=net.device)
+        x = torch.empty(len(block), args.dims, device=net.home)
         for numbers, part in zip(block.split(args.batch_size), x.split(args.batch_size)):
             batch = images.pixels(numbers.tolist())
             part.copy_(net(batch))
             hashes += [hashlib.sha1(image.tobytes()).digest() for image in batch]
-        total += moments(x.to(net.home))
+        total += moments(x)
         if args.keep or args.inception_score:
             rows.append(x.cpu())
     if WORLD > 1:
@@ -404,10 +407,9 @@ def load_stats(path, args):
             if keep:
                 return None
         elif keep:
-            flags = "--kid, --is, --prdc, --per-class and --nearest"
-            raise ValueError(f"statistics, where {flags} take images")
+            raise ValueError("statistics: --kid, --is, --prdc, --per-class, --nearest take images")
         mu, sigma = (np.asarray_chkfinite(arrays[name], float) for name in ("mu", "sigma"))
-        n = int(arrays["n"]) if "n" in arrays else "unknown"
+        n = arrays["n"].item() if "n" in arrays else "unknown"
     if mu.shape != (args.dims,):
         raise ValueError(f"statistics that take --dims {mu.size}")
     if not np.allclose(sigma, sigma.T):
@@ -417,12 +419,9 @@ def load_stats(path, args):
 
 def save_stats(path, images):
     """Write what load_stats and pytorch-fid read; the latter looks at mu and sigma alone."""
-    arrays = {"mu": images.mu, "sigma": images.root.T @ images.root}
-    if images.n != "unknown":  # as of pytorch-fid's
-        arrays["n"] = images.n
     if RANK == 0:
         with atomic(path) as file:
-            np.savez(file, **arrays)
+            np.savez(file, mu=images.mu, sigma=images.root.T @ images.root, n=images.n)
 
 
 # ---- Results -------------------------------------------------------------------------------------
@@ -463,19 +462,21 @@ def of_class(name, images, args):
     return summarize(images, moments(x))
 
 
-def nearest(real, fake, args, some=100):
-    """Print and return the median distance to the nearest real image, of `some` fakes and of as
-    many other real images. Write --nearest: fakes beside the real images nearest to them."""
-    x, y = (each.rows.double() / args.dims**0.5 for each in (fake, real))
-    distances, rows = neighbours(x[:some], y, 6)
-    others, _ = neighbours(y[:some], y, 2)  # the first is the image itself
+def nearest(real, fake, args):
+    """Print and return the median distance to the nearest real image, of 100 fakes and of 100 real
+    images to another one, in features / sqrt(dims). Write --nearest: 8 fakes, each beside the 6
+    real images nearest to it."""
+    x = fake.rows.double() / args.dims**0.5
+    y = real.rows.double() / args.dims**0.5
+    distances, rows = neighbours(x[:100], y, 6)
+    others, _ = neighbours(y[:100], y, 2)  # the first is the image itself
     near, own = float(distances[:, 0].median()), float(others[:, 1].median())
     print(f"nearest in features: median {near:.4g}, of real images to each other {own:.4g}")
     grid = Image.new("RGB", (700, 820), "white")
-    for column, title in enumerate(("fake", "nearest", "2nd", "3rd", "4th", "5th", "6th")):
+    for column, title in enumerate("fake nearest 2nd 3rd 4th 5th 6th".split()):
         ImageDraw.Draw(grid).text((100 * column, 4), title, "black")
-    for row, number in enumerate(fake.numbers[:8]):
-        images = fake.pixels([number]) + real.pixels(real.numbers[rows[row]])
+    for row, number in enumerate(fake.numbers[:8].tolist()):
+        images = fake.pixels([number]) + real.pixels(real.numbers[rows[row]].tolist())
         for column, pixels in enumerate(images):
             image = Image.fromarray(pixels.transpose(1, 2, 0))
             grid.paste(ImageOps.fit(image, (96, 96)), (100 * column, 100 * row + 20))
@@ -917,7 +918,7 @@ def build_parser():
     add("--json", "", "file for all results, in full precision")
     add("--plot", "", "curve (.png and .csv) of FID over updates, of snapshots or run folders")
     group = parser.add_argument_group("network")
-    add("--dims", 2048, "width of the features; only 2048 is FID", choices=tuple(LAYERS))
+    add("--dims", 2048, "width of the features; only 2048 is FID", choices=LAYERS)
     add("--weights", "", "file of Inception weights in pytorch-fid's names, not the published one")
     add(
         "--batch-size",
@@ -990,9 +991,10 @@ def main(argv=None):
             row |= nearest(real, fake, args)
         results.append({"path": fake.path, "n": fake.n} | fake.info | row)
     if args.json and RANK == 0:
-        facts = {"real": {"path": real.path, "n": real.n}, "args": vars(args)}
+        report = {"real": {"path": real.path, "n": real.n}, "results": results}
+        report |= {"args": vars(args), "torch": torch.__version__}
         with atomic(args.json, "w") as file:
-            json.dump(facts | {"torch": torch.__version__, "results": results}, file, indent=2)
+            json.dump(report, file, indent=2)
     if args.plot and RANK == 0:
         write_curve(results, args)
     if WORLD > 1:
