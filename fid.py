@@ -78,11 +78,11 @@ except ImportError:
     tqdm = None
 
 RANK = int(os.environ.get("RANK", 0))  # of this process in a torchrun
-WORLD = int(os.environ.get("WORLD_SIZE", 1))  # its number of processes
+WORLD = int(os.environ.get("WORLD_SIZE", 1))  # number of its processes
 
 # ---- Inception -----------------------------------------------------------------------------------
 
-PUBLISHED = "6726825d"  # how the sha256 of the published weights begins
+PUBLISHED = "6726825d"  # first digits of the published file's sha256
 FILE = f"pt_inception-2015-12-05-{PUBLISHED}.pth"
 WEIGHTS = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 LAYERS = {64: "maxpool1", 192: "maxpool2", 768: "Mixed_6e", 2048: "Mixed_7c"}  # by width
@@ -93,13 +93,13 @@ class Inception:
 
     The network of Szegedy et al. (2015, arXiv 1512.00567) as released for TensorFlow on 2015-12-05:
     torchvision's, but average pooling does not count its padding, and the last block has max
-    pooling. `weights` is a state dict in its names; what lies beyond `dims` may be missing.
-    Features are means of the map after LAYERS[dims].
+    pooling. `weights` is a state dict in torchvision's names; layers after LAYERS[dims] may be
+    missing. Features are the means of that layer's maps.
     """
 
     def __init__(self, weights, dims=2048, device="cpu", dtype=torch.float32):
         self.device, self.dtype = torch.device(device), dtype
-        self.home = device if self.device.type == "cuda" else "cpu"  # of float64, which MPS lacks
+        self.home = device if self.device.type == "cuda" else "cpu"  # of float64: MPS has none
         with torch.device("meta"):
             net = Inception3(aux_logits=False, init_weights=False).eval()
         layers = create_feature_extractor(net, {LAYERS[dims]: "map"})
@@ -131,7 +131,8 @@ def layout(device):
 
 
 def load_inception(args, device):
-    """The Inception network with its last layer, fc, and how the sha256 of its weights begins."""
+    """The Inception network, with the first digits of its file's sha256. With --is it has fc, the
+    weights of the last layer (1008, 2048); the published score leaves out the bias as well."""
     path = Path(args.weights or f"{torch.hub.get_dir()}/checkpoints/{FILE}")
     if not args.weights:
         with one_line(f"{WEIGHTS}: no download; put it at {path}, or name it with --weights"):
@@ -153,7 +154,7 @@ def load_inception(args, device):
 
 
 def frechet_distance(a, b):
-    """Squared Fréchet distance of two Gaussians N(mu, R^T R): mu (d,), root R (any, d), float64.
+    """Squared Fréchet distance of two measured Sets, as of Gaussians N(mu, R^T R) with R = root.
 
     Dowson and Landau 1982: |mu1 - mu2|^2 + tr Sigma1 + tr Sigma2 - 2 tr (Sigma1 Sigma2)^(1/2), the
     last being the nuclear norm of M = R1 R2^T, the sum of the roots of M M^T's eigenvalues.
@@ -169,7 +170,7 @@ def frechet_distance(a, b):
 
 
 def square_root(sigma):
-    """R (rank, d) with R^T R = sigma (d, d), by a Cholesky decomposition with pivots."""
+    """R (rank, d) with R^T R = sigma, a covariance (d, d), by a pivoted Cholesky decomposition."""
     upper, pivots, rank, _ = scipy.linalg.lapack.dpstrf(sigma)
     root = np.empty((rank, len(sigma)))
     root[:, pivots - 1] = np.triu(upper)[:rank]
@@ -180,7 +181,8 @@ def kid(x, y, subsets=100, subset_size=1000):
     """Kernel Inception distance of features (N, d) and (M, d): mean and standard deviation.
 
     Bińkowski et al. 2018 (arXiv 1801.01401), section 4: the unbiased estimate of the squared MMD
-    with the kernel (x.y / d + 1)^3, over random subsets of both; 0 is the same distribution.
+    with the kernel (x.y / d + 1)^3, over random subsets of both, always the same; about 0 where
+    both sets have one distribution, and then as often negative.
     """
     rng = np.random.default_rng(0)
     n = min(subset_size, len(x), len(y))
@@ -201,8 +203,8 @@ def kid(x, y, subsets=100, subset_size=1000):
 def inception_score(logits, splits=10):
     """exp E KL(p(y|x) || p(y)) of logits (N, classes): mean and standard deviation over splits.
 
-    Salimans et al. 2016 (arXiv 1606.03498), section 4; from 1 to the number of classes. The splits
-    are random: in a split of one class the score is 1.
+    Salimans et al. 2016 (arXiv 1606.03498), section 4; from 1 to the number of classes. Images are
+    put into the splits at random, since a split that holds one class alone would score 1.
     """
     order = np.random.default_rng(0).permutation(len(logits))
     scores = []
@@ -255,19 +257,22 @@ def neighbours(x, y, k):
 
 # ---- Sets of images ------------------------------------------------------------------------------
 
-# REAL or a FAKE: n images (or "unknown"), their key, labels and classes, pixels(numbers), a list of
-# uint8 (3, H, W), and what a generator says of itself. Measured: mu (d,) and root (any, d) with
-# root^T root = covariance, float64, and perhaps features, rows (n, d), float32, and the numbers of
-# their images, in the order of the images' hashes, so that the names of files decide nothing.
+# REAL or a FAKE: its path; n, the number of images, or "unknown"; a key that changes with them;
+# labels (n,), which index classes, a list of names; pixels(numbers), which reads images as a list
+# of uint8 (3, H, W), None for statistics; info, load_generator's dict, else {}. When measured: mu
+# (d,) and root (any, d), root^T root = covariance, float64; where a flag needs features, these as
+# rows (n, d), float32, and the numbers of their images. Rows are in the order of the images'
+# hashes, so that no random subset depends on the names of files.
 FIELDS = "path n key labels classes pixels info mu root rows numbers"
 Set = namedtuple("Set", FIELDS, defaults=[None] * 11)
 
 
 def open_sets(args, device):
-    """REAL and the FAKEs. REAL comes last: a generator's size, known by then, is REAL's as well."""
+    """The Sets of REAL and of the FAKEs. REAL is opened last, since a generator sets args.size."""
     *fakes, real = [open_set(path, args, device) for path in (*args.fake, args.real)]
     sets = [real, *fakes]
-    shapes = {images.pixels([0])[0].shape[1:] for images in sets if images.pixels}  # of the first
+    # of each set's first image
+    shapes = {images.pixels([0])[0].shape[1:] for images in sets if images.pixels}
     if len(shapes) > 1 and args.size is None:
         print(f"images differ in size: {shapes}; --size 64 would crop and resize all to 64x64")
     for images in sets:
@@ -301,8 +306,8 @@ def open_set(path, args, device):
 
 
 def open_generator(path, args, device):
-    """The Set of a generator's images: number i is that of seed --seed + i, and of the i-th class,
-    again from the first after the last."""
+    """The Set of a generator's images: image i is that of seed --seed + i, of class i modulo their
+    number. Without --size args.size becomes the generator's."""
     G, info = load_generator(path, key=args.key or None)
     print(f"{path}: {info['weights']}")
     if args.size is None:
@@ -325,18 +330,19 @@ def open_generator(path, args, device):
 
 
 def check_number(name, n, args):
-    """SystemExit for too few images."""
+    """SystemExit where n, a number of images, is too small."""
     if n < 2 or (n < 2048 and not args.allow_few):
-        why = "grows as N falls, so that it can be compared at equal N alone (--allow-few)"
-        raise SystemExit(f"{name}: {n:,} images are few: FID{args.suffix} {why}; --kid does not")
+        why = f"FID{args.suffix} grows as N falls; take more, or compare equal N with --allow-few"
+        raise SystemExit(f"{name}: {n:,} images are few: {why}")
 
 
 # ---- Statistics ----------------------------------------------------------------------------------
 
 
 def measure(images, net, args):
-    """The measured Set; each process of a torchrun takes a share of the images. Features come into
-    large blocks, as many small tensors would leave the heap in pieces."""
+    """The Set with its statistics and, where a flag needs them, features; each process of a
+    torchrun takes a share of the images. Features are copied into blocks of 256 images, since
+    many small tensors would leave the heap in pieces."""
     if images.mu is not None:
         return images
     blocks = torch.arange(RANK * images.n // WORLD, (RANK + 1) * images.n // WORLD).split(256)
@@ -367,13 +373,13 @@ def measure(images, net, args):
 
 
 def moments(x):
-    """Number, sum and products of features (n, d), as one matrix (1 + d, 1 + d) in float64."""
+    """One matrix (1 + d, 1 + d), float64, of features x (n, d): [[n, sum x], [sum x, x^T x]]."""
     x = F.pad(x.double(), (1, 0), value=1.0)
     return x.T @ x
 
 
 def summarize(images, total):
-    """The Set, with the mean and the root that these moments give."""
+    """The Set with the number, mean and root of the covariance (over n - 1) of these moments."""
     total = total.cpu().numpy()
     n = round(total[0, 0])
     mu = total[0, 1:] / n
@@ -382,7 +388,8 @@ def summarize(images, total):
 
 
 def measure_real(images, net, args):
-    """REAL, measured; its statistics are kept in --cache."""
+    """REAL, measured. Its statistics are kept in --cache, and taken from there where no flag needs
+    features."""
     if images.mu is not None:
         return images
     key = json.dumps(["fid 3", images.key, args.size, args.dims, net.sha256, args.precision])
@@ -396,8 +403,8 @@ def measure_real(images, net, args):
 
 
 def load_stats(path, args):
-    """The measured Set in an .npz file of pytorch-fid or of --save-stats; None where there is none,
-    or where there are images beside it and features are asked for."""
+    """The measured Set in an .npz file of pytorch-fid or of --save-stats; None where the file holds
+    no statistics, or images as well and a flag needs features."""
     keep = args.keep or (args.inception_score and path in args.fake)
     with np.load(path) as arrays:
         if "mu" not in arrays:
@@ -418,7 +425,7 @@ def load_stats(path, args):
 
 
 def save_stats(path, images):
-    """Write what load_stats and pytorch-fid read; the latter looks at mu and sigma alone."""
+    """Write what load_stats and pytorch-fid read; pytorch-fid takes mu and sigma alone."""
     if RANK == 0:
         with atomic(path) as file:
             np.savez(file, mu=images.mu, sigma=images.root.T @ images.root, n=images.n)
@@ -428,13 +435,13 @@ def save_stats(path, images):
 
 
 def compare(real, fake, net, args):
-    """What is asked for of REAL and a FAKE, by name."""
+    """The measures that the flags ask for, of measured REAL and FAKE: numbers by name."""
     results = {f"FID{args.suffix}": frechet_distance(real, fake)}
     if args.kid or args.prdc:
         x, y = real.rows.to(net.home), fake.rows.to(net.home)
     if args.kid:
         results[f"KID{args.suffix}"], spread = kid(x, y)
-        if min(real.n, fake.n) > 1000:  # else the subsets are all the same
+        if min(real.n, fake.n) > 1000:  # else each subset holds all of one set
             results[f"KID{args.suffix} std"] = spread
     if args.inception_score:
         results["IS"], results["IS std"] = inception_score(fake.rows @ net.fc.T)
@@ -448,7 +455,8 @@ def per_class(real, fake, args):
     results = {}
     for name in sorted(set(real.classes) & set(fake.classes)):
         a, b = of_class(name, real, args), of_class(name, fake, args)
-        results[f"FID{args.suffix} {name}"] = distance = frechet_distance(a, b)
+        distance = frechet_distance(a, b)
+        results[f"FID{args.suffix} {name}"] = distance
         print(f"    {name}: {distance:.6f} (N {b.n:,} against {a.n:,})")
     if not results:
         print("    REAL and this FAKE have no classes in common")
@@ -456,7 +464,7 @@ def per_class(real, fake, args):
 
 
 def of_class(name, images, args):
-    """The images of one class of a measured Set."""
+    """The measured Set of the images of one class, from the features of a Set."""
     x = images.rows[np.take(images.classes, images.labels)[images.numbers] == name]
     check_number(f"{images.path}, class {name}", len(x), args)
     return summarize(images, moments(x))
@@ -486,7 +494,7 @@ def nearest(real, fake, args):
 
 
 def write_curve(results, args):
-    """Write --plot: the table of FID over each run's generator updates, and its picture."""
+    """Write --plot: FID over each run's generator updates, as a table and as a picture."""
     name = f"FID{args.suffix}"
     curves = {}
     with atomic(Path(args.plot).with_suffix(".csv"), "w") as file:
@@ -913,7 +921,7 @@ def build_parser():
     switch("--prdc", "precision, recall, density and coverage")
     switch("--per-class", "FID of each class, of labelled images and conditional generators")
     group = parser.add_argument_group("files to write")
-    add("--nearest", "", "picture (.png) of fakes, each beside the real images nearest to it")
+    add("--nearest", "", "picture (.png) of images of the first FAKE beside the nearest real ones")
     add("--save-stats", "", "statistics (.npz) of REAL, to serve as REAL here and in pytorch-fid")
     add("--json", "", "file for all results, in full precision")
     add("--plot", "", "curve (.png and .csv) of FID over updates, of snapshots or run folders")
@@ -945,8 +953,8 @@ def parse_args(argv=None):
         for fake in fakes:
             snapshots = sorted(Path(fake).rglob("epoch_*.pt"))
             args.fake += map(str, snapshots or [fake])
-    args.keep = any([args.kid, args.prdc, args.per_class, args.nearest])  # features
-    args.suffix = "" if args.dims == 2048 else f"-{args.dims}"  # of the measures' names
+    args.keep = any([args.kid, args.prdc, args.per_class, args.nearest])  # features of all images
+    args.suffix = "" if args.dims == 2048 else f"-{args.dims}"  # of names: FID-64 is not FID
     return args
 
 
@@ -956,7 +964,7 @@ def main(argv=None):
     device = find_device(args.device)
     if not args.batch_size:
         args.batch_size = 128
-        if device.type == "cpu":  # maps of 22 MB at most, under the 32 that malloc keeps
+        if device.type == "cpu":  # maps of 22 MB at most; above 32 malloc reuses no memory
             args.batch_size = 8 if args.precision == "bf16" else 4
     torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
     torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
@@ -974,8 +982,9 @@ def main(argv=None):
 
     real = measure_real(real, net, args)
     if args.save_stats:
-        save_stats(Path(args.save_stats).with_suffix(".npz"), real)
-        print(f"{args.save_stats}: statistics of {real.path} (N {real.n}), width {args.dims}")
+        path = Path(args.save_stats).with_suffix(".npz")
+        save_stats(path, real)
+        print(f"{path}: statistics of {real.path} (N {real.n}), width {args.dims}")
     results = []
     for fake in fakes:
         fake = measure(fake, net, args)
