@@ -70,7 +70,6 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models.feature_extraction import create_feature_extractor
-from torchvision.models.inception import Inception3
 
 try:
     from tqdm import tqdm
@@ -101,7 +100,7 @@ class Inception:
         self.device, self.dtype = torch.device(device), dtype
         self.home = device if self.device.type == "cuda" else "cpu"  # of float64: MPS has none
         with torch.device("meta"):
-            net = Inception3(aux_logits=False, init_weights=False).eval()
+            net = torchvision.models.Inception3(aux_logits=False, init_weights=False).eval()
         layers = create_feature_extractor(net, {LAYERS[dims]: "map"})
         missing, _ = layers.load_state_dict(dict(weights), strict=False, assign=True)
         if missing:
@@ -415,7 +414,8 @@ def load_stats(path, args):
                 return None
         elif keep:
             raise ValueError("statistics: --kid, --is, --prdc, --per-class, --nearest take images")
-        mu, sigma = (np.asarray_chkfinite(arrays[name], float) for name in ("mu", "sigma"))
+        mu = np.asarray_chkfinite(arrays["mu"], float)
+        sigma = np.asarray_chkfinite(arrays["sigma"], float)
         n = arrays["n"].item() if "n" in arrays else "unknown"
     if mu.shape != (args.dims,):
         raise ValueError(f"statistics that take --dims {mu.size}")
@@ -501,20 +501,19 @@ def write_curve(results, args):
         file.write(f"run,script,epoch,step,n,{name}\n")
         for row in results:
             run = Path(row["path"].replace("snapshots", "")).parent.name  # the run folder's
-            values = [run, row["script"], row["epoch"], row["step"], row["n"], row[name]]
-            print(*values, sep=",", file=file)
-            curves.setdefault(run, []).append((row["step"], row[name]))
+            step, value = row["step"], row[name]
+            file.write(f"{run},{row['script']},{row['epoch']},{step},{row['n']},{value}\n")
+            curves.setdefault(run, []).append((step, value))
     with one_line(f"{args.plot}: not drawn; its numbers are in the .csv", warn=True):
         from matplotlib.figure import Figure
 
-        figure = Figure()
-        axes = figure.subplots()
+        axes = Figure().subplots()
         for run, points in curves.items():
             axes.plot(*zip(*sorted(points)), marker=".", label=run)
         axes.set(xlabel="generator updates", ylabel=f"{name} (N = {args.n:,})", ylim=(0, None))
         axes.legend()
         with atomic(Path(args.plot).with_suffix(".png")) as file:
-            figure.savefig(file, dpi=120)
+            axes.figure.savefig(file, dpi=120)
 
 
 # ---- Tools (same in the other scripts) -----------------------------------------------------------
@@ -993,15 +992,15 @@ def main(argv=None):
         row = compare(real, fake, net, args)
         line = "  ".join(f"{name} {value:.6f}" for name, value in row.items())
         line = re.sub(r"  \S+ std", " ±", line)  # "KID 0.2  KID std 0.1" -> "KID 0.2 ± 0.1"
-        print(f"{line}  {fake.path} (N {fake.n}) against {real.path} (N {real.n})", flush=True)
+        print(f"{line}  {fake.path} (N {fake.n}) against {real.path} (N {real.n})")
         if args.per_class:
             row |= per_class(real, fake, args)
         if args.nearest and not results:
             row |= nearest(real, fake, args)
         results.append({"path": fake.path, "n": fake.n} | fake.info | row)
     if args.json and RANK == 0:
-        report = {"real": {"path": real.path, "n": real.n}, "results": results}
-        report |= {"args": vars(args), "torch": torch.__version__}
+        report = {"real": {"path": real.path, "n": real.n}, "args": vars(args)}
+        report |= {"torch": torch.__version__, "results": results}
         with atomic(args.json, "w") as file:
             json.dump(report, file, indent=2)
     if args.plot and RANK == 0:
