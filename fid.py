@@ -70,6 +70,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.transforms.functional import to_pil_image
 
 try:
     from tqdm import tqdm
@@ -321,8 +322,7 @@ def open_generator(path, args, device):
         z = latents([args.seed + i for i in numbers], info["z_dim"])
         if info["classes"]:
             z = torch.cat([z, codes[labels[numbers]]], 1)
-        images = sample(G, z, len(z)).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-        return [to_rgb(Image.fromarray(image), args.size) for image in images]
+        return [to_rgb(to_pil_image(image), args.size) for image in sample(G, z, len(z))]
 
     key = ["samples", stamp(Path(path)), args.key, args.n, args.seed]
     return Set(path, args.n, key, labels, classes, pixels, info)
@@ -910,7 +910,7 @@ def build_parser():
     add("--seed", 0, "seed of a generator's image 0; image i has the latent of seed + i")
     add("--key", "", "name of the state dict that is the generator, where a file holds several")
     size = "height and width to crop and resize to; 0 keeps them (default: those of a generator)"
-    group.add_argument("--size", type=int, help=size)
+    add("--size", None, size)
     switch("--allow-few", "take fewer than 2048 images, to compare sets of equal N; never to quote")
     add("--cache", "data", "folder for downloads and REAL's statistics")
     group = parser.add_argument_group("measures")
@@ -927,11 +927,7 @@ def build_parser():
     group = parser.add_argument_group("network")
     add("--dims", 2048, "width of the features; only 2048 is FID", choices=LAYERS)
     add("--weights", "", "file of Inception weights in pytorch-fid's names, not the published one")
-    add(
-        "--batch-size",
-        0,
-        "images in one pass, which takes memory; 0 is 128, on a CPU 4 (8 in bf16)",
-    )
+    add("--batch-size", 0, "images a pass, which takes memory; 0 is 128, on a CPU 4 (8 in bf16)")
     add("--device", "auto", "cpu, cuda, cuda:1 or mps")
     kinds = "number format; tf32 (on a GPU) and bf16 are faster and shift the result a little"
     add("--precision", "fp32", kinds, choices=("fp32", "tf32", "bf16"))
