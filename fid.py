@@ -29,13 +29,15 @@ REAL and FAKE are folders at any depth, .zip archives, .npy or .npz files of uin
 generators: run folders, checkpoints and snapshots of dcgan.py, wgan.py and wgan_gp.py, and state
 dicts in the layout of pytorch/examples. Beside a generator, images are cropped and resized to its
 size, as for its training (--size). A file that cannot be read ends the script: N never changes in
-silence. Files written: those of the flags, and REAL's statistics in --cache.
+silence. Files written: those of the flags, and in --cache REAL's statistics and downloads of data;
+the Inception weights are kept where torch.hub keeps its files.
 
 Departures from pytorch-fid, whose number it gives
     1. Transparency is composed on white, 16 bits are scaled to 8 and EXIF rotations are applied;
        pytorch-fid drops, clips and ignores them.
     2. tr (Sigma1 Sigma2)^(1/2) is the nuclear norm of R1 R2^T for any R with R^T R = Sigma: real by
-       construction, and small where N < width. Batch norms are folded into the convolutions.
+       construction, and of a small matrix where N < width.
+    3. Batch norms are folded into the convolutions.
 
 Measured on two cores of an AMD EPYC with AVX-512 bfloat16, torch 2.14.1: FID-768 of 2,500 against
 2,500 CIFAR-10 images 0.0596578035, pytorch-fid 0.3.0 0.0596578010; an image takes the network 28 ms
@@ -67,10 +69,10 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageDraw, ImageOps
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.fx.experimental.optimization import fuse
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models.feature_extraction import create_feature_extractor
-from torchvision.models.inception import BasicConv2d, Inception3
+from torchvision.transforms.functional import to_pil_image
 
 try:
     from tqdm import tqdm
@@ -82,7 +84,7 @@ WORLD = int(os.environ.get("WORLD_SIZE", 1))  # its number of processes
 
 # ---- Inception -----------------------------------------------------------------------------------
 
-PUBLISHED = "6726825d"  # how the sha256 of the published weights begins
+PUBLISHED = "6726825d"  # first digits of the published file's sha256
 FILE = f"pt_inception-2015-12-05-{PUBLISHED}.pth"
 WEIGHTS = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 LAYERS = {64: "maxpool1", 192: "maxpool2", 768: "Mixed_6e", 2048: "Mixed_7c"}  # by width
@@ -93,24 +95,20 @@ class Inception:
 
     The network of Szegedy et al. (2015, arXiv 1512.00567) as released for TensorFlow on 2015-12-05:
     torchvision's, but average pooling does not count its padding, and the last block has max
-    pooling. `weights` is a state dict in its names; what lies beyond `dims` may be missing.
-    Features are means of the map after LAYERS[dims].
+    pooling. `weights` is a state dict in torchvision's names; layers after LAYERS[dims] may be
+    missing. Features are the means of that layer's maps.
     """
 
     def __init__(self, weights, dims=2048, device="cpu", dtype=torch.float32):
         self.device, self.dtype = torch.device(device), dtype
-        self.home = device if self.device.type == "cuda" else "cpu"  # of float64, which MPS lacks
+        self.home = device if self.device.type == "cuda" else "cpu"  # of float64: MPS has none
         with torch.device("meta"):
-            net = Inception3(aux_logits=False, init_weights=False).eval()
-        leaves = {"leaf_modules": [BasicConv2d]}
-        layers = create_feature_extractor(net, {LAYERS[dims]: "map"}, tracer_kwargs=leaves)
+            net = torchvision.models.Inception3(aux_logits=False, init_weights=False).eval()
+        layers = create_feature_extractor(net, {LAYERS[dims]: "map"})
         missing, _ = layers.load_state_dict(dict(weights), strict=False, assign=True)
         if missing:
             raise ValueError(f"{missing[0]} is missing")
-        for block in layers.float().modules():
-            if isinstance(block, BasicConv2d):
-                block.conv = fuse_conv_bn_eval(block.conv, block.bn)
-                block.bn = nn.Identity()
+        layers = fuse(layers.float(), inplace=True)  # batch norms into convolutions
         pools = [node for node in layers.graph.nodes if node.target is F.avg_pool2d]
         for node in pools[:8]:  # of Mixed_5b to Mixed_7b
             node.update_kwarg("count_include_pad", False)
@@ -135,7 +133,8 @@ def layout(device):
 
 
 def load_inception(args, device):
-    """The Inception network with its last layer, fc, and how the sha256 of its weights begins."""
+    """The Inception network, with the first digits of its file's sha256. With --is it has fc, the
+    weights of the last layer (1008, 2048); the published score leaves out the bias as well."""
     path = Path(args.weights or f"{torch.hub.get_dir()}/checkpoints/{FILE}")
     if not args.weights:
         with one_line(f"{WEIGHTS}: no download; put it at {path}, or name it with --weights"):
@@ -157,7 +156,7 @@ def load_inception(args, device):
 
 
 def frechet_distance(a, b):
-    """Squared Fréchet distance of two Gaussians N(mu, R^T R): mu (d,), root R (any, d), float64.
+    """Squared Fréchet distance of two measured Sets, as of Gaussians N(mu, R^T R) with R = root.
 
     Dowson and Landau 1982: |mu1 - mu2|^2 + tr Sigma1 + tr Sigma2 - 2 tr (Sigma1 Sigma2)^(1/2), the
     last being the nuclear norm of M = R1 R2^T, the sum of the roots of M M^T's eigenvalues.
@@ -173,7 +172,7 @@ def frechet_distance(a, b):
 
 
 def square_root(sigma):
-    """R (rank, d) with R^T R = sigma (d, d), by a Cholesky decomposition with pivots."""
+    """R (rank, d) with R^T R = sigma, a covariance (d, d), by a pivoted Cholesky decomposition."""
     upper, pivots, rank, _ = scipy.linalg.lapack.dpstrf(sigma)
     root = np.empty((rank, len(sigma)))
     root[:, pivots - 1] = np.triu(upper)[:rank]
@@ -184,7 +183,8 @@ def kid(x, y, subsets=100, subset_size=1000):
     """Kernel Inception distance of features (N, d) and (M, d): mean and standard deviation.
 
     Bińkowski et al. 2018 (arXiv 1801.01401), section 4: the unbiased estimate of the squared MMD
-    with the kernel (x.y / d + 1)^3, over random subsets of both; 0 is the same distribution.
+    with the kernel (x.y / d + 1)^3, over random subsets of both, always the same; about 0 where
+    both sets have one distribution, and then as often negative.
     """
     rng = np.random.default_rng(0)
     n = min(subset_size, len(x), len(y))
@@ -192,9 +192,10 @@ def kid(x, y, subsets=100, subset_size=1000):
         subsets = 1
     estimates = []
     for _ in range(subsets):
-        a, b = (z[rng.choice(len(z), n, replace=False)] for z in (x, y))
-        z = torch.cat([a, b]).double()
-        kernel = (z @ z.T / z.shape[1] + 1) ** 3  # (2n, 2n)
+        a = x[rng.choice(len(x), n, replace=False)]
+        b = y[rng.choice(len(y), n, replace=False)]
+        both = torch.cat([a, b]).double()
+        kernel = (both @ both.T / both.shape[1] + 1) ** 3  # (2n, 2n)
         kernel.fill_diagonal_(0)  # no image beside itself, which makes the estimate unbiased
         same = kernel[:n, :n].sum() + kernel[n:, n:].sum()
         estimates.append(float(same / (n * (n - 1)) - 2 * kernel[:n, n:].mean()))
@@ -204,8 +205,8 @@ def kid(x, y, subsets=100, subset_size=1000):
 def inception_score(logits, splits=10):
     """exp E KL(p(y|x) || p(y)) of logits (N, classes): mean and standard deviation over splits.
 
-    Salimans et al. 2016 (arXiv 1606.03498), section 4; from 1 to the number of classes. The splits
-    are random: in a split of one class the score is 1.
+    Salimans et al. 2016 (arXiv 1606.03498), section 4; from 1 to the number of classes. Images are
+    put into the splits at random, since a split that holds one class alone would score 1.
     """
     order = np.random.default_rng(0).permutation(len(logits))
     scores = []
@@ -230,21 +231,22 @@ def prdc(real, fake):
     recalled, _ = balls(real, fake, near_fake[:, 3])
     dense, covered = balls(fake, real, near_real[:, 5])
     return {
-        "precision": float((precise > 0).double().mean()),
-        "recall": float((recalled > 0).double().mean()),
-        "density": float(dense.double().mean() / 5),
-        "coverage": float(covered.double().mean()),
+        "precision": np.mean(precise > 0),
+        "recall": np.mean(recalled > 0),
+        "density": np.mean(dense) / 5,
+        "coverage": np.mean(covered),
     }
 
 
 def balls(x, centers, radii):
-    """In how many balls each row of x (N, d) lies (N,), and whether each ball holds one (M,)."""
+    """In how many balls each row of x (N, d) lies (N,), and whether each ball holds one (M,): NumPy
+    arrays, of balls around centers (M, d) with radii (M,)."""
     counts, filled = [], False
     for part in x.split(1024):
         inside = torch.cdist(part, centers) <= radii
         counts.append(inside.sum(1))
         filled |= inside.any(0)
-    return torch.cat(counts), filled
+    return torch.cat(counts).cpu().numpy(), filled.cpu().numpy()
 
 
 def neighbours(x, y, k):
@@ -257,18 +259,22 @@ def neighbours(x, y, k):
 
 # ---- Sets of images ------------------------------------------------------------------------------
 
-# REAL or a FAKE: n images (or "unknown"), their key, labels and classes, pixels(numbers), a list of
-# uint8 (3, H, W), and what a generator says of itself. Measured: mu (d,) and root (any, d) with
-# root^T root = covariance, float64, and perhaps features, rows (n, d), float32, and the numbers of
-# their images, in the order of the images' hashes, so that the names of files decide nothing.
+# REAL or a FAKE: its path; n, the number of images, or "unknown"; a key that changes with them;
+# labels (n,), which index classes, a list of names; pixels(numbers), which reads images as a list
+# of uint8 (3, H, W), None for statistics; info, load_generator's dict, else {}. When measured: mu
+# (d,) and root (any, d), root^T root = covariance, float64; where a flag needs features, these as
+# rows (n, d), float32, and the numbers of their images. Rows are in the order of the images'
+# hashes, so that no random subset depends on the names of files.
 FIELDS = "path n key labels classes pixels info mu root rows numbers"
 Set = namedtuple("Set", FIELDS, defaults=[None] * 11)
 
 
 def open_sets(args, device):
-    """REAL and the FAKEs. REAL comes last: a generator's size, known by then, is REAL's as well."""
-    *fakes, real = sets = [open_set(path, args, device) for path in (*args.fake, args.real)]
-    shapes = {images.pixels([0])[0].shape[1:] for images in sets if images.pixels}  # of the first
+    """The Sets of REAL and of the FAKEs. REAL is opened last, since a generator sets args.size."""
+    *fakes, real = [open_set(path, args, device) for path in (*args.fake, args.real)]
+    sets = [real, *fakes]
+    # of each set's first image
+    shapes = {images.pixels([0])[0].shape[1:] for images in sets if images.pixels}
     if len(shapes) > 1 and args.size is None:
         print(f"images differ in size: {shapes}; --size 64 would crop and resize all to 64x64")
     for images in sets:
@@ -302,8 +308,8 @@ def open_set(path, args, device):
 
 
 def open_generator(path, args, device):
-    """The Set of a generator's images: number i is that of seed --seed + i, and of the i-th class,
-    again from the first after the last."""
+    """The Set of a generator's images: image i is that of seed --seed + i, of class i modulo their
+    number. Without --size args.size becomes the generator's."""
     G, info = load_generator(path, key=args.key or None)
     print(f"{path}: {info['weights']}")
     if args.size is None:
@@ -315,29 +321,29 @@ def open_generator(path, args, device):
     codes = torch.eye(len(classes))
 
     def pixels(numbers):
-        z = latents((args.seed + np.array(numbers)).tolist(), info["z_dim"])
+        z = latents([args.seed + i for i in numbers], info["z_dim"])
         if info["classes"]:
             z = torch.cat([z, codes[labels[numbers]]], 1)
-        images = sample(G, z, len(z)).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-        return [to_rgb(Image.fromarray(image), args.size) for image in images]
+        return [to_rgb(to_pil_image(image), args.size) for image in sample(G, z, len(z))]
 
     key = ["samples", stamp(Path(path)), args.key, args.n, args.seed]
     return Set(path, args.n, key, labels, classes, pixels, info)
 
 
 def check_number(name, n, args):
-    """SystemExit for too few images."""
+    """SystemExit where n, a number of images, is too small."""
     if n < 2 or (n < 2048 and not args.allow_few):
-        why = "grows as N falls, so that it can be compared at equal N alone (--allow-few)"
-        raise SystemExit(f"{name}: {n:,} images are few: FID{args.suffix} {why}; --kid does not")
+        why = f"FID{args.suffix} grows as N falls; take more, or compare equal N with --allow-few"
+        raise SystemExit(f"{name}: {n:,} images are few: {why}")
 
 
 # ---- Statistics ----------------------------------------------------------------------------------
 
 
 def measure(images, net, args):
-    """The measured Set; each process of a torchrun takes a share of the images. Features come into
-    large blocks, as many small tensors would leave the heap in pieces."""
+    """The Set with its statistics and, where a flag needs them, features; each process of a
+    torchrun takes a share of the images. Features are copied into blocks of 256 images, since
+    many small tensors would leave the heap in pieces."""
     if images.mu is not None:
         return images
     blocks = torch.arange(RANK * images.n // WORLD, (RANK + 1) * images.n // WORLD).split(256)
@@ -345,12 +351,12 @@ def measure(images, net, args):
         blocks = tqdm(blocks, unit="256 images", disable=None)
     total, rows, hashes = 0, [], []
     for block in blocks:
-        x = torch.empty(len(block), args.dims, device=net.device)
+        x = torch.empty(len(block), args.dims, device=net.home)
         for numbers, part in zip(block.split(args.batch_size), x.split(args.batch_size)):
             batch = images.pixels(numbers.tolist())
             part.copy_(net(batch))
             hashes += [hashlib.sha1(image.tobytes()).digest() for image in batch]
-        total += moments(x.to(net.home))
+        total += moments(x)
         if args.keep or args.inception_score:
             rows.append(x.cpu())
     if WORLD > 1:
@@ -368,13 +374,13 @@ def measure(images, net, args):
 
 
 def moments(x):
-    """Number, sum and products of features (n, d), as one matrix (1 + d, 1 + d) in float64."""
+    """One matrix (1 + d, 1 + d), float64, of features x (n, d): [[n, sum x], [sum x, x^T x]]."""
     x = F.pad(x.double(), (1, 0), value=1.0)
     return x.T @ x
 
 
 def summarize(images, total):
-    """The Set, with the mean and the root that these moments give."""
+    """The Set with the number, mean and root of the covariance (over n - 1) of these moments."""
     total = total.cpu().numpy()
     n = round(total[0, 0])
     mu = total[0, 1:] / n
@@ -383,9 +389,11 @@ def summarize(images, total):
 
 
 def measure_real(images, net, args):
-    """REAL, measured; its statistics are kept in --cache."""
+    """REAL, measured. Its statistics are kept in --cache, and taken from there where no flag needs
+    features."""
     if images.mu is not None:
         return images
+    # 3 is the version of what is kept
     key = json.dumps(["fid 3", images.key, args.size, args.dims, net.sha256, args.precision])
     path = Path(args.cache, f"fid-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz")
     if path.exists() and not args.keep:
@@ -397,8 +405,8 @@ def measure_real(images, net, args):
 
 
 def load_stats(path, args):
-    """The measured Set in an .npz file of pytorch-fid or of --save-stats; None where there is none,
-    or where there are images beside it and features are asked for."""
+    """The measured Set in an .npz file of pytorch-fid or of --save-stats; None where the file holds
+    no statistics, or images as well and a flag needs features."""
     keep = args.keep or (args.inception_score and path in args.fake)
     with np.load(path) as arrays:
         if "mu" not in arrays:
@@ -408,10 +416,10 @@ def load_stats(path, args):
             if keep:
                 return None
         elif keep:
-            flags = "--kid, --is, --prdc, --per-class and --nearest"
-            raise ValueError(f"statistics, where {flags} take images")
-        mu, sigma = (np.asarray_chkfinite(arrays[name], float) for name in ("mu", "sigma"))
-        n = int(arrays["n"]) if "n" in arrays else "unknown"
+            raise ValueError("statistics: --kid, --is, --prdc, --per-class, --nearest take images")
+        mu = np.asarray_chkfinite(arrays["mu"], float)
+        sigma = np.asarray_chkfinite(arrays["sigma"], float)
+        n = arrays["n"].item() if "n" in arrays else "unknown"
     if mu.shape != (args.dims,):
         raise ValueError(f"statistics that take --dims {mu.size}")
     if not np.allclose(sigma, sigma.T):
@@ -420,26 +428,23 @@ def load_stats(path, args):
 
 
 def save_stats(path, images):
-    """Write what load_stats and pytorch-fid read; the latter looks at mu and sigma alone."""
-    arrays = {"mu": images.mu, "sigma": images.root.T @ images.root}
-    if images.n != "unknown":  # as of pytorch-fid's
-        arrays["n"] = images.n
+    """Write what load_stats and pytorch-fid read; pytorch-fid takes mu and sigma alone."""
     if RANK == 0:
         with atomic(path) as file:
-            np.savez(file, **arrays)
+            np.savez(file, mu=images.mu, sigma=images.root.T @ images.root, n=images.n)
 
 
 # ---- Results -------------------------------------------------------------------------------------
 
 
 def compare(real, fake, net, args):
-    """What is asked for of REAL and a FAKE, by name."""
+    """The measures that the flags ask for, of measured REAL and FAKE: numbers by name."""
     results = {f"FID{args.suffix}": frechet_distance(real, fake)}
     if args.kid or args.prdc:
         x, y = real.rows.to(net.home), fake.rows.to(net.home)
     if args.kid:
         results[f"KID{args.suffix}"], spread = kid(x, y)
-        if min(real.n, fake.n) > 1000:  # else the subsets are all the same
+        if min(real.n, fake.n) > 1000:  # else each subset holds all of one set
             results[f"KID{args.suffix} std"] = spread
     if args.inception_score:
         results["IS"], results["IS std"] = inception_score(fake.rows @ net.fc.T)
@@ -453,7 +458,8 @@ def per_class(real, fake, args):
     results = {}
     for name in sorted(set(real.classes) & set(fake.classes)):
         a, b = of_class(name, real, args), of_class(name, fake, args)
-        results[f"FID{args.suffix} {name}"] = distance = frechet_distance(a, b)
+        distance = frechet_distance(a, b)
+        results[f"FID{args.suffix} {name}"] = distance
         print(f"    {name}: {distance:.6f} (N {b.n:,} against {a.n:,})")
     if not results:
         print("    REAL and this FAKE have no classes in common")
@@ -461,25 +467,27 @@ def per_class(real, fake, args):
 
 
 def of_class(name, images, args):
-    """The images of one class of a measured Set."""
+    """The measured Set of the images of one class, from the features of a Set."""
     x = images.rows[np.take(images.classes, images.labels)[images.numbers] == name]
     check_number(f"{images.path}, class {name}", len(x), args)
     return summarize(images, moments(x))
 
 
-def nearest(real, fake, args, some=100):
-    """Print and return the median distance to the nearest real image, of `some` fakes and of as
-    many other real images. Write --nearest: fakes beside the real images nearest to them."""
-    x, y = (each.rows.double() / args.dims**0.5 for each in (fake, real))
-    distances, rows = neighbours(x[:some], y, 6)
-    others, _ = neighbours(y[:some], y, 2)  # the first is the image itself
+def nearest(real, fake, args):
+    """Print and return the median distance to the nearest real image, of 100 fakes and of 100 real
+    images to another one, in features / sqrt(dims). Write --nearest: 8 fakes, each beside the 6
+    real images nearest to it."""
+    x = fake.rows.double() / args.dims**0.5
+    y = real.rows.double() / args.dims**0.5
+    distances, rows = neighbours(x[:100], y, 6)
+    others, _ = neighbours(y[:100], y, 2)  # the first is the image itself
     near, own = float(distances[:, 0].median()), float(others[:, 1].median())
     print(f"nearest in features: median {near:.4g}, of real images to each other {own:.4g}")
     grid = Image.new("RGB", (700, 820), "white")
-    for column, title in enumerate(("fake", "nearest", "2nd", "3rd", "4th", "5th", "6th")):
+    for column, title in enumerate("fake nearest 2nd 3rd 4th 5th 6th".split()):
         ImageDraw.Draw(grid).text((100 * column, 4), title, "black")
-    for row, number in enumerate(fake.numbers[:8]):
-        images = fake.pixels([number]) + real.pixels(real.numbers[rows[row]])
+    for row, number in enumerate(fake.numbers[:8].tolist()):
+        images = fake.pixels([number]) + real.pixels(real.numbers[rows[row]].tolist())
         for column, pixels in enumerate(images):
             image = Image.fromarray(pixels.transpose(1, 2, 0))
             grid.paste(ImageOps.fit(image, (96, 96)), (100 * column, 100 * row + 20))
@@ -489,27 +497,26 @@ def nearest(real, fake, args, some=100):
 
 
 def write_curve(results, args):
-    """Write --plot: the table of FID over each run's generator updates, and its picture."""
+    """Write --plot: FID over each run's generator updates, as a table and as a picture."""
     name = f"FID{args.suffix}"
     curves = {}
     with atomic(Path(args.plot).with_suffix(".csv"), "w") as file:
         file.write(f"run,script,epoch,step,n,{name}\n")
         for row in results:
             run = Path(row["path"].replace("snapshots", "")).parent.name  # the run folder's
-            values = [run, row["script"], row["epoch"], row["step"], row["n"], row[name]]
-            print(*values, sep=",", file=file)
-            curves.setdefault(run, []).append((row["step"], row[name]))
+            step, value = row["step"], row[name]
+            file.write(f"{run},{row['script']},{row['epoch']},{step},{row['n']},{value}\n")
+            curves.setdefault(run, []).append((step, value))
     with one_line(f"{args.plot}: not drawn; its numbers are in the .csv", warn=True):
         from matplotlib.figure import Figure
 
-        figure = Figure()
-        axes = figure.subplots()
+        axes = Figure().subplots()
         for run, points in curves.items():
             axes.plot(*zip(*sorted(points)), marker=".", label=run)
         axes.set(xlabel="generator updates", ylabel=f"{name} (N = {args.n:,})", ylim=(0, None))
         axes.legend()
         with atomic(Path(args.plot).with_suffix(".png")) as file:
-            figure.savefig(file, dpi=120)
+            axes.figure.savefig(file, dpi=120)
 
 
 # ---- Tools (same in the other scripts) -----------------------------------------------------------
@@ -906,7 +913,7 @@ def build_parser():
     add("--seed", 0, "seed of a generator's image 0; image i has the latent of seed + i")
     add("--key", "", "name of the state dict that is the generator, where a file holds several")
     size = "height and width to crop and resize to; 0 keeps them (default: those of a generator)"
-    group.add_argument("--size", type=int, help=size)
+    add("--size", None, size)
     switch("--allow-few", "take fewer than 2048 images, to compare sets of equal N; never to quote")
     add("--cache", "data", "folder for downloads and REAL's statistics")
     group = parser.add_argument_group("measures")
@@ -916,18 +923,14 @@ def build_parser():
     switch("--prdc", "precision, recall, density and coverage")
     switch("--per-class", "FID of each class, of labelled images and conditional generators")
     group = parser.add_argument_group("files to write")
-    add("--nearest", "", "picture (.png) of fakes, each beside the real images nearest to it")
+    add("--nearest", "", "picture (.png) of images of the first FAKE beside the nearest real ones")
     add("--save-stats", "", "statistics (.npz) of REAL, to serve as REAL here and in pytorch-fid")
     add("--json", "", "file for all results, in full precision")
     add("--plot", "", "curve (.png and .csv) of FID over updates, of snapshots or run folders")
     group = parser.add_argument_group("network")
-    add("--dims", 2048, "width of the features; only 2048 is FID", choices=tuple(LAYERS))
+    add("--dims", 2048, "width of the features; only 2048 is FID", choices=LAYERS)
     add("--weights", "", "file of Inception weights in pytorch-fid's names, not the published one")
-    add(
-        "--batch-size",
-        0,
-        "images in one pass, which takes memory; 0 is 128, on a CPU 4 (8 in bf16)",
-    )
+    add("--batch-size", 0, "images a pass, which takes memory; 0 is 128, on a CPU 4 (8 in bf16)")
     add("--device", "auto", "cpu, cuda, cuda:1 or mps")
     kinds = "number format; tf32 (on a GPU) and bf16 are faster and shift the result a little"
     add("--precision", "fp32", kinds, choices=("fp32", "tf32", "bf16"))
@@ -948,8 +951,8 @@ def parse_args(argv=None):
         for fake in fakes:
             snapshots = sorted(Path(fake).rglob("epoch_*.pt"))
             args.fake += map(str, snapshots or [fake])
-    args.keep = any([args.kid, args.prdc, args.per_class, args.nearest])  # features
-    args.suffix = "" if args.dims == 2048 else f"-{args.dims}"  # of the measures' names
+    args.keep = any([args.kid, args.prdc, args.per_class, args.nearest])  # features of all images
+    args.suffix = "" if args.dims == 2048 else f"-{args.dims}"  # of names: FID-64 is not FID
     return args
 
 
@@ -959,7 +962,7 @@ def main(argv=None):
     device = find_device(args.device)
     if not args.batch_size:
         args.batch_size = 128
-        if device.type == "cpu":  # maps of 22 MB at most, under the 32 that malloc keeps
+        if device.type == "cpu":  # maps of 22 MB at most; above 32 malloc reuses no memory
             args.batch_size = 8 if args.precision == "bf16" else 4
     torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
     torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
@@ -977,8 +980,9 @@ def main(argv=None):
 
     real = measure_real(real, net, args)
     if args.save_stats:
-        save_stats(Path(args.save_stats).with_suffix(".npz"), real)
-        print(f"{args.save_stats}: statistics of {real.path} (N {real.n}), width {args.dims}")
+        path = Path(args.save_stats).with_suffix(".npz")
+        save_stats(path, real)
+        print(f"{path}: statistics of {real.path} (N {real.n}), width {args.dims}")
     results = []
     for fake in fakes:
         fake = measure(fake, net, args)
@@ -987,16 +991,17 @@ def main(argv=None):
         row = compare(real, fake, net, args)
         line = "  ".join(f"{name} {value:.6f}" for name, value in row.items())
         line = re.sub(r"  \S+ std", " ±", line)  # "KID 0.2  KID std 0.1" -> "KID 0.2 ± 0.1"
-        print(f"{line}  {fake.path} (N {fake.n}) against {real.path} (N {real.n})", flush=True)
+        print(f"{line}  {fake.path} (N {fake.n}) against {real.path} (N {real.n})")
         if args.per_class:
             row |= per_class(real, fake, args)
         if args.nearest and not results:
             row |= nearest(real, fake, args)
         results.append({"path": fake.path, "n": fake.n} | fake.info | row)
     if args.json and RANK == 0:
-        facts = {"real": {"path": real.path, "n": real.n}, "args": vars(args)}
+        report = {"real": {"path": real.path, "n": real.n}, "args": vars(args)}
+        report |= {"torch": torch.__version__, "results": results}
         with atomic(args.json, "w") as file:
-            json.dump(facts | {"torch": torch.__version__, "results": results}, file, indent=2)
+            json.dump(report, file, indent=2)
     if args.plot and RANK == 0:
         write_curve(results, args)
     if WORLD > 1:
