@@ -69,9 +69,10 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageDraw, ImageOps
 from torch import nn
-from torch.fx.experimental.optimization import fuse
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.inception import BasicConv2d, Inception3
 from torchvision.transforms.functional import to_pil_image
 
 try:
@@ -103,12 +104,16 @@ class Inception:
         self.device, self.dtype = torch.device(device), dtype
         self.home = device if self.device.type == "cuda" else "cpu"  # of float64: MPS has none
         with torch.device("meta"):
-            net = torchvision.models.Inception3(aux_logits=False, init_weights=False).eval()
-        layers = create_feature_extractor(net, {LAYERS[dims]: "map"})
+            net = Inception3(aux_logits=False, init_weights=False).eval()
+        leaves = {"leaf_modules": [BasicConv2d]}
+        layers = create_feature_extractor(net, {LAYERS[dims]: "map"}, tracer_kwargs=leaves)
         missing, _ = layers.load_state_dict(dict(weights), strict=False, assign=True)
         if missing:
             raise ValueError(f"{missing[0]} is missing")
-        layers = fuse(layers.float(), inplace=True)  # batch norms into convolutions
+        for block in layers.float().modules():
+            if isinstance(block, BasicConv2d):
+                block.conv = fuse_conv_bn_eval(block.conv, block.bn)
+                block.bn = nn.Identity()
         pools = [node for node in layers.graph.nodes if node.target is F.avg_pool2d]
         for node in pools[:8]:  # of Mixed_5b to Mixed_7b
             node.update_kwarg("count_include_pad", False)
