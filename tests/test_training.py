@@ -73,10 +73,10 @@ def steps(folder, monkeypatch):
 # ---- Steps ---------------------------------------------------------------------------------------
 
 
-@given(integers(1, 60), integers(1, 3), integers(1, 10), integers(0, 3))
+@given(integers(1, 60), integers(1, 3), integers(1, 10))
 @settings(deadline=None, max_examples=50)
-def test_epochs_are_permutations_without_a_partial_step(n, n_critic, batch_size, epoch):
-    order = wgan_gp.shuffled_indices(n, (n_critic, batch_size), epoch, seed=3)
+def test_epochs_are_permutations_without_a_partial_step(n, n_critic, batch_size):
+    order = wgan_gp.shuffled_indices(n, (n_critic, batch_size), epoch=1, seed=3)
     steps = max(1, n // (n_critic * batch_size))
     assert order.shape == (steps, n_critic, batch_size)
     counts = order.flatten().bincount(minlength=n)
@@ -84,7 +84,7 @@ def test_epochs_are_permutations_without_a_partial_step(n, n_critic, batch_size,
     assert counts.max() - counts.min() <= 1  # too few images for a step are repeated evenly
 
 
-def test_steps_take_images_and_classes_in_the_order_of_their_epoch(steps):
+def test_images_classes_and_random_numbers_of_a_step_follow_from_seed_epoch_and_step(steps):
     run("--epochs", 3, "--seed", 4, "--conditional")
     assert len(steps) == 3 * PER_EPOCH
     for t, step in enumerate(steps):
@@ -92,6 +92,7 @@ def test_steps_take_images_and_classes_in_the_order_of_their_epoch(steps):
         index = order_of(epoch, seed=4)[position]
         assert torch.equal(step.images, INPUTS[index])
         assert torch.equal(step.onehots, torch.eye(3)[LABELS[index]])
+        assert step.seed == np.random.SeedSequence([4, t, 0]).generate_state(1)[0]
 
 
 def test_hflip_mirrors_each_image_at_random(steps):
@@ -107,23 +108,15 @@ def test_hflip_mirrors_each_image_at_random(steps):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6, 99])
-def test_any_batch_size_trains_on_a_set_of_any_size(folder, batch_size):
+def test_any_batch_size_trains_on_a_set_of_any_size_even_in_a_thread(folder, batch_size):
+    """Which may not catch signals."""
     np.save("five.npy", IMAGES[:5])
-    run("--data", "five.npy", "--batch-size", batch_size, "--epochs", 2, trainer=dcgan)
+    flags = "--data", "five.npy", "--batch-size", batch_size, "--epochs", 2
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run, *flags, trainer=dcgan).result()
     for row in load("runs/dcgan/checkpoint.pt")["log"]:
         assert row["step"] == row["epoch"] * max(1, 5 // batch_size)
         assert row["images"] == row["step"] * batch_size
-
-
-def test_random_numbers_are_a_function_of_seed_step_and_process(steps):
-    run("--epochs", 2, "--out", "a")
-    run("--epochs", 2, "--out", "b")
-    run("--epochs", 2, "--out", "c", "--seed", 1)
-    seeds = [step.seed for step in steps]
-    assert seeds[:10] == seeds[10:20]
-    assert len(set(seeds)) == 20
-    for t, seed in enumerate(seeds[:10]):
-        assert seed == np.random.SeedSequence([0, t, 0]).generate_state(1)[0]
 
 
 def test_the_learning_rate_falls_linearly_to_zero_with_lr_decay_alone(steps):
@@ -138,20 +131,19 @@ def test_the_learning_rate_falls_linearly_to_zero_with_lr_decay_alone(steps):
 def test_the_average_follows_weights_and_batch_norm_statistics():
     torch.manual_seed(0)
     G = wgan_gp.Generator(16, 8, 4)
-    G_ema = copy.deepcopy(G)
-    before = copy.deepcopy(G.state_dict())
+    G_ema, before = copy.deepcopy(G), copy.deepcopy(G).state_dict()
     G(torch.randn(4, 8))  # moves the statistics
     for p in G.parameters():
         p.data += 1
     wgan_gp.update_ema(G_ema, G, 0.1)
     for name, value in G.state_dict().items():
-        if not name.endswith("num_batches_tracked"):
+        if value.is_floating_point():
             assert not torch.equal(value, before[name])
             mean = 0.9 * before[name] + 0.1 * value
             torch.testing.assert_close(G_ema.state_dict()[name], mean)
 
 
-def test_the_averages_memory_is_short_at_the_start_and_none_with_ema_0(steps, monkeypatch):
+def test_the_averages_memory_is_short_at_the_start(steps, monkeypatch):
     weights = []
 
     def note(G_ema, G, weight):
@@ -162,8 +154,6 @@ def test_the_averages_memory_is_short_at_the_start_and_none_with_ema_0(steps, mo
     for t, weight in enumerate(weights):
         decay = min(0.5, (1 + t) / (10 + t))
         assert weight == pytest.approx(1 - decay)
-    run("--epochs", 1, "--ema", 0, "--out", "raw")  # the generator itself
-    assert weights[10:] == [1] * PER_EPOCH
 
 
 def test_an_optimizer_step_uses_the_gradients_of_its_own_loss_and_network():
@@ -179,10 +169,8 @@ def test_an_optimizer_step_uses_the_gradients_of_its_own_loss_and_network():
 
 def test_logged_values_are_means_over_the_steps_of_their_epoch(steps):
     run("--epochs", 3)
-    saved = load("runs/wgan_gp/checkpoint.pt")
-    losses = [row["critic_loss"] for row in saved["log"]]
+    losses = [row["critic_loss"] for row in load("runs/wgan_gp/checkpoint.pt")["log"]]
     assert losses == [3, 8, 13]  # of 1 to 5, of 6 to 10, of 11 to 15
-    assert not saved["totals"].any()
 
 
 # ---- Learning, precision, devices ----------------------------------------------------------------
@@ -217,12 +205,6 @@ def test_bfloat16_gives_nearly_the_values_of_float32(folder, trainer):
         assert exact[name] == pytest.approx(rough[name], rel=0.05, abs=1e-4)
     for value in saved["G"].values():
         assert value.dtype in (torch.float32, torch.int64)
-
-
-def test_main_runs_in_a_thread_which_may_not_catch_signals(folder):
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(run, "--epochs", 1).result()
-    assert load("runs/wgan_gp/checkpoint.pt")["epoch"] == 1
 
 
 def test_sprites_train_on_one_thread_and_other_data_on_all(monkeypatch):
@@ -301,24 +283,18 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(two, monke
         torch.testing.assert_close(halves, whole, rtol=1e-9, atol=1e-12)
 
 
-def test_two_processes_share_out_each_batch_and_have_latents_of_their_own(two):
+def test_two_processes_share_out_each_batch_stay_equal_and_log_the_means_of_both(two):
     first, second = load(two[0] / "noted-0"), load(two[0] / "noted-1")
     assert len({*first["seeds"], *second["seeds"]}) == 4 * PER_EPOCH
     order = np.concatenate([order_of(0), order_of(1)]).flatten()
     assert torch.equal(torch.cat(first["images"]), INPUTS[order[0::2]])
     assert torch.equal(torch.cat(second["images"]), INPUTS[order[1::2]])
-
-
-def test_two_processes_stay_equal_and_log_the_means_of_both(two):
-    first, second = load(two[0] / "noted-0"), load(two[0] / "noted-1")
     saved = load(two[0] / "out/checkpoint.pt")
-    for name, value in saved["critic"].items():
-        assert torch.equal(first["critic"][name], value)
-        assert torch.equal(second["critic"][name], value)
+    for critic in (first["critic"], second["critic"]):
+        torch.testing.assert_close(critic, saved["critic"], rtol=0, atol=0)
     values = (torch.stack(first["values"]) + torch.stack(second["values"])) / 2
     for row, means in zip(saved["log"], values.view(2, PER_EPOCH, 5).mean(1)):
-        logged = [row[name] for name in wgan_gp.COLUMNS]
-        assert logged == pytest.approx(means.tolist(), rel=1e-5)
+        assert [*row.values()][4:] == pytest.approx(means.tolist(), rel=1e-5)
     assert [row["images"] for row in saved["log"]] == [80, 160]
     assert two[1].count("epoch   2/2") == 1
 
@@ -327,14 +303,11 @@ def test_one_process_goes_on_where_two_stopped(two, folder):
     Path("out").mkdir()
     Path("out/checkpoint.pt").write_bytes((two[0] / "out/checkpoint.pt").read_bytes())
     wgan_gp.main("--out out --resume --epochs 3".split())
-    saved = load("out/checkpoint.pt")
-    assert [row["step"] for row in saved["log"]] == [5, 10, 15]
-    assert saved["classes"] == ["0", "1", "2"]
+    assert [row["step"] for row in load("out/checkpoint.pt")["log"]] == [5, 10, 15]
 
 
 def test_a_batch_that_processes_cannot_share_out_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(wgan_gp, "WORLD", 3)
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match="2"):
         wgan_gp.parse_args(["--batch-size", "64"])
-    assert stop.value.code == 2
     assert "--batch-size 64: must be a multiple of 3 processes" in capsys.readouterr().err
