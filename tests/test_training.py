@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -52,8 +53,7 @@ def load(path):
 
 @pytest.fixture
 def steps(folder, monkeypatch):
-    """What each step of a run is given, noted in place of training; all its values are its number,
-    from 1 on."""
+    """What each step of a run is given, in place of training; its values are its number from 1."""
     steps = []
 
     def note(G, critic, opt_G, opt_critic, batches, z_dim, gp_weight):
@@ -96,23 +96,22 @@ def test_images_classes_and_random_numbers_of_a_step_follow_from_seed_epoch_and_
 
 
 def test_hflip_mirrors_each_image_at_random(steps):
-    run("--epochs", 2, "--hflip")
+    run("--epochs", 1, "--hflip")
     images = torch.cat([step.images for step in steps])
-    plain = INPUTS[np.concatenate([order_of(0), order_of(1)]).flatten()]
+    plain = INPUTS[order_of(0).flatten()]
     upright = (images == plain).all((1, 2, 3))
     mirrored = (images == plain.flip(3)).all((1, 2, 3))
     assert (upright ^ mirrored).all()
-    shares = mirrored.view(20, 8).float().mean(1)  # of each batch
+    shares = mirrored.view(10, 8).float().mean(1)  # of each batch
     assert 0.35 < shares.mean() < 0.65
     assert len(shares.unique()) > 3
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6, 99])
-def test_any_batch_size_trains_on_a_set_of_any_size_even_in_a_thread(folder, batch_size):
-    """Which may not catch signals."""
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 99])
+def test_any_batch_size_trains_on_few_images_and_in_a_thread(folder, batch_size):
     np.save("five.npy", IMAGES[:5])
     flags = "--data", "five.npy", "--batch-size", batch_size, "--epochs", 2
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool:  # which may not catch signals
         pool.submit(run, *flags, trainer=dcgan).result()
     for row in load("runs/dcgan/checkpoint.pt")["log"]:
         assert row["step"] == row["epoch"] * max(1, 5 // batch_size)
@@ -186,18 +185,14 @@ def test_it_learns_the_colours_of_two_halves(folder):
     saved = load("runs/dcgan/checkpoint.pt")
     G = dcgan.Generator(**saved["generator"])
     G.load_state_dict(saved["G_ema"])
-    samples = dcgan.sample(G, dcgan.latents(range(100), 8)).double()
-    left = samples[..., :8].mean((0, 2, 3)).tolist()  # those of grey images would be 100 off
-    right = samples[..., 8:].mean((0, 2, 3)).tolist()
-    assert left == pytest.approx([132, 42, 42], abs=40)
-    assert right == pytest.approx([102, 162, 232], abs=40)
+    columns = dcgan.sample(G, dcgan.latents(range(100), 8)).double().mean((0, 2)).T
+    assert np.allclose(columns, halves[0] + 12, rtol=0, atol=40)  # grey would be 100 off
 
 
 @pytest.mark.parametrize("trainer", [dcgan, wgan, wgan_gp])
 def test_bfloat16_gives_nearly_the_values_of_float32(folder, trainer):
-    flags = "--lr", 1e-3, "--epochs", 1
-    run("--precision", "fp32", "--out", "fp32", *flags, trainer=trainer)
-    run("--precision", "bf16", "--out", "bf16", *flags, trainer=trainer)
+    for precision in ("fp32", "bf16"):
+        run("--precision", precision, "--out", precision, "--epochs", 1, trainer=trainer)
     saved = load("bf16/checkpoint.pt")
     exact, rough = load("fp32/checkpoint.pt")["log"][0], saved["log"][0]
     assert exact["g_loss"] != rough["g_loss"]
@@ -232,18 +227,17 @@ import wgan_gp
 noted, train_step = {"values": [], "seeds": [], "images": []}, wgan_gp.train_step
 
 def note(critic, batches, **rest):
+    noted["seeds"].append(torch.initial_seed())
     if not noted["values"]:
         torch.save(gradients(), f"gradients-{wgan_gp.RANK}")
-    noted["seeds"].append(torch.initial_seed())
     noted["images"] += [real for real, _ in batches]
     noted["values"].append(train_step(critic=critic, batches=batches, **rest))
     noted["critic"] = critic.state_dict()
     return noted["values"][-1]
 
 def gradients():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        critic, x = wgan_gp.Critic(16, 4).double(), torch.rand(8, 3, 16, 16).double()
+    torch.manual_seed(0)
+    critic, x = wgan_gp.Critic(16, 4).double(), torch.rand(8, 3, 16, 16).double()
     opt = torch.optim.SGD(critic.parameters(), 0.1)
     wgan_gp.optimizer_step(opt, critic(x[wgan_gp.RANK :: wgan_gp.WORLD]).square().mean())
     return [p.grad for p in critic.parameters()]
@@ -277,33 +271,31 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(two, monke
     monkeypatch.syspath_prepend(two[0])
     import process
 
-    whole = process.gradients()
     for rank in (0, 1):
         halves = load(two[0] / f"gradients-{rank}")
-        torch.testing.assert_close(halves, whole, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(halves, process.gradients(), rtol=1e-9, atol=1e-12)
 
 
 def test_two_processes_share_out_each_batch_stay_equal_and_log_the_means_of_both(two):
     first, second = load(two[0] / "noted-0"), load(two[0] / "noted-1")
     assert len({*first["seeds"], *second["seeds"]}) == 4 * PER_EPOCH
+    both = torch.stack([torch.cat(first["images"]), torch.cat(second["images"])], 1)
     order = np.concatenate([order_of(0), order_of(1)]).flatten()
-    assert torch.equal(torch.cat(first["images"]), INPUTS[order[0::2]])
-    assert torch.equal(torch.cat(second["images"]), INPUTS[order[1::2]])
+    assert torch.equal(both.flatten(0, 1), INPUTS[order])
     saved = load(two[0] / "out/checkpoint.pt")
-    for critic in (first["critic"], second["critic"]):
-        torch.testing.assert_close(critic, saved["critic"], rtol=0, atol=0)
+    torch.testing.assert_close(first["critic"], saved["critic"], rtol=0, atol=0)
+    torch.testing.assert_close(second["critic"], saved["critic"], rtol=0, atol=0)
     values = (torch.stack(first["values"]) + torch.stack(second["values"])) / 2
     for row, means in zip(saved["log"], values.view(2, PER_EPOCH, 5).mean(1)):
         assert [*row.values()][4:] == pytest.approx(means.tolist(), rel=1e-5)
-    assert [row["images"] for row in saved["log"]] == [80, 160]
+    assert saved["log"][1]["images"] == 160
     assert two[1].count("epoch   2/2") == 1
 
 
 def test_one_process_goes_on_where_two_stopped(two, folder):
-    Path("out").mkdir()
-    Path("out/checkpoint.pt").write_bytes((two[0] / "out/checkpoint.pt").read_bytes())
+    shutil.copytree(two[0] / "out", "out")
     wgan_gp.main("--out out --resume --epochs 3".split())
-    assert [row["step"] for row in load("out/checkpoint.pt")["log"]] == [5, 10, 15]
+    assert load("out/checkpoint.pt")["step"] == 3 * PER_EPOCH
 
 
 def test_a_batch_that_processes_cannot_share_out_is_refused(monkeypatch, capsys):
