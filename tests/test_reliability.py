@@ -1,10 +1,5 @@
-"""Kills, full disks, hostile files and numbers that diverge: nothing is lost, and nothing runs.
-
-    pytest tests/test_reliability.py                                          a sample of each
-    CAMPAIGN=100 CAMPAIGN_REPORT=counts.md pytest tests/test_reliability.py   the whole campaign
-
-CAMPAIGN is a size in percent; CAMPAIGN_SEED names other random moments and files.
-"""
+"""Kills, full disks, hostile files and numbers that diverge: nothing is lost, and nothing runs. A
+sample of the campaign; docs/reliability.md says how to run the whole."""
 
 import functools
 import io
@@ -156,26 +151,23 @@ def strike(rng, changes, script, flags):
     process.start()
     process.join(300)
     said, code, codes = Path("said").read_text(), process.exitcode, [0, 1]
-    if fault in signal.Signals.__members__ and fault != "SIGXFSZ":
+    if fault not in ("SIGXFSZ", "ENOSPC"):
         codes = [0, -signal.Signals[fault], 128 + signal.Signals[fault]]
     assert code in codes, said
     assert "Traceback" not in said, said
-    if code in (128 + signal.SIGTERM, 128 + signal.SIGHUP):  # caught by a trainer
-        assert re.search('stopped; go on with python .* --out "out.*" --resume', said)
     return f"{fault}: exit {code}"
 
 
 def flags_for(name, out, gallery):
     """The flags with which a script fills the folder `out`, or goes on with it."""
-    if name == "fid":
-        return [*FID, "good.npz", "--save-stats", f"{out}/new.npz"]
-    if name == "interpolate":
-        return ["g.pt", "--device", "cpu", "--samples", "60", "--out", out]
-    if name == "scrape_spirits":
-        return ["--url", f"{gallery.url}/spirits", "--delay", "0", "--out", out]
+    flags = {
+        "fid": [*FID, "good.npz", "--save-stats", f"{out}/new.npz"],
+        "interpolate": ["g.pt", "--device", "cpu", "--samples", "60", "--out", out],
+        "scrape_spirits": ["--url", f"{gallery.url}/spirits", "--delay", "0", "--out", out],
+    }
     if Path(out, "checkpoint.pt").exists():
         return ["--out", out, "--resume"]
-    return [*TINY, "--out", out]
+    return flags.get(name, [*TINY, "--out", out])
 
 
 def contents(out):
@@ -257,7 +249,6 @@ def damaged(data, rng):
 def pictures_of_all_kinds():
     """(suffix, bytes) of a small picture in every format and mode that Pillow writes."""
     found = []
-    Image.init()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8))
     frames = {"save_all": True, "append_images": [image.rotate(90)]}
     modes = "1 L LA P RGB RGBA CMYK YCbCr LAB HSV I I;16 F".split()
@@ -298,7 +289,7 @@ def hostile_zip(rng):
 
 def odd_array(rng):
     """An array that nobody expects, one in ten of objects that would run."""
-    shape = [rng.choice((0, 1, 2, 3, 16, 64)) for _ in range(rng.randrange(5))]
+    shape = rng.choices((0, 1, 2, 3, 16, 64), k=rng.randrange(5))
     kind = rng.choice("u1 i8 f2 f8 c8 ? U3 S5 M8[s] V4 i4,f8".split())
     extreme = np.full((64, 64), rng.choice((1e308, -1e200, np.nan)))
     objects = np.array([Payload()], object)
@@ -330,9 +321,8 @@ def hostile_statistics(rng):
 
 RECURSIVE = {}
 RECURSIVE["state"] = RECURSIVE
-ODD = [10**9, 2**63, -1, 0, 1.5, float("nan"), float("inf"), None, True, "", "x", "../../x"]
-ODD += ["a\0b", "x" * 300, b"x", 1j, [], [1, 2], {}, (1, 2), Payload(), RECURSIVE]
-ODD += [torch.zeros(3), torch.zeros(0), torch.tensor(3)]
+ODD = [10**9, 2**63, -1, 0, 1.5, float("nan"), None, True, "", "x", "../../x", "a\0b", "x" * 300]
+ODD += [b"x", 1j, [], [1, 2], {}, Payload(), RECURSIVE, torch.zeros(3), torch.zeros(0)]
 ODD += [torch.zeros(1).expand(100, 10**10)]  # 4 TB, in a file of a kilobyte
 
 
@@ -445,14 +435,9 @@ def test_hostile_answers_over_http_are_taken_or_refused(gallery, monkeypatch, rn
         COUNTS["hostile answers over HTTP"][end] += 1
 
 
-SETS = {"one image": (1, 0, 255), "equal": (16, 7, 8), "black": (40, 0, 1), "white": (3, 255, 256)}
-
-
 @pytest.mark.parametrize("name", TRAINERS)
-@pytest.mark.parametrize("kind", SETS)
-def test_sets_without_variety_train(name, kind):
-    n, low, high = SETS[kind]
-    pixels = np.random.default_rng(0).integers(low, high, (n, 16, 16, 3), np.uint8)
-    np.save("set.npy", pixels)
+@pytest.mark.parametrize("n, value", [(1, 7), (40, 0), (3, 255)])
+def test_sets_of_one_colour_train(name, n, value):
+    np.save("set.npy", np.full((n, 16, 16, 3), value, np.uint8))
     TRAINERS[name].main([*TINY, "--epochs", "2", "--out", "out"])
     assert np.isfinite(np.loadtxt("out/log.csv", delimiter=",", skiprows=1)).all()

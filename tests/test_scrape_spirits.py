@@ -89,7 +89,7 @@ def answer(status=200, body=b"", length=None, **headers):
 # ---- The gallery, whole --------------------------------------------------------------------------
 
 
-def test_every_spirit_comes_byte_for_byte_and_the_manifest_says_from_where(gallery, capsys):
+def test_every_spirit_comes_byte_for_byte_into_manifest_and_contact_sheet(gallery, capsys):
     assert (run(gallery), bodies()) == (0, WHOLE)
     assert "12 kept\n" in capsys.readouterr().out
     assert asked(gallery, "")[:2] == ["/robots.txt", "/spirits"]
@@ -102,11 +102,7 @@ def test_every_spirit_comes_byte_for_byte_and_the_manifest_says_from_where(galle
         assert Path("out", record["file"]).read_bytes() == body
         assert (record["size"], record["status"]) == (len(body), "kept")
         assert Image.open(io.BytesIO(body)).size == (record["width"], record["height"])
-
-
-def test_the_contact_sheet_lies_beside_the_folder(gallery):
-    assert run(gallery, out="a/b/.") == 0
-    with Image.open("a/b-contact.png") as sheet:
+    with Image.open("out-contact.png") as sheet:
         cells = np.split(np.asarray(sheet), 25, axis=1)
     assert [len(np.unique(cell)) > 9 for cell in cells] == [True] * 12 + [False] * 13
 
@@ -478,10 +474,10 @@ def start(server, *flags, script=s.__file__, **env):
 def test_the_script_runs_alone_from_standard_input_and_without_letters(gallery):
     source = Path(s.__file__).read_text(encoding="utf-8")
     env = {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
-    with start(gallery, "--out", "\u0416", script="-", **env) as child:
+    with start(gallery, "--out", "a/\u0416", script="-", **env) as child:
         out, errors = child.communicate(source, timeout=60)
     assert (child.returncode, errors) == (0, "") and "12 kept\n" in out and "?-contact.png" in out
-    assert bodies("\u0416") == WHOLE
+    assert bodies("a/\u0416") == WHOLE
 
 
 @pytest.mark.parametrize("stdout", [None, io.StringIO()])
