@@ -271,17 +271,11 @@ def drip(handler):
         time.sleep(0.01)
 
 
-def test_answers_that_give_the_picture(gallery):
-    first = iter([answer(500), answer(503), answer(408), stop_short])
-    gallery.files |= {
-        "/0.png": lambda handler: next(first, answer(200, png()))(handler),
-        "/1.png": answer(203, png(seed=1) + b"x" * 999, len(png(seed=1))),
-        "/2.png": answer(302, Location="y z.png"),
-        "/y%20z.png": png(seed=2),
-        "/spirits": spirits("0.png", "1.png", "2.png"),
-    }
-    assert (run(gallery), bodies()) == (0, [png(seed=seed) for seed in range(3)])
-    assert len(asked(gallery, "/0.png")) == 5
+def test_after_four_failures_the_picture_may_still_come(gallery):
+    answers = iter([answer(500), answer(503), answer(408), stop_short, answer(203, png())])
+    gallery.files |= {"/spirits": spirits("x.png"), "/x.png": lambda h: next(answers)(h)}
+    assert (run(gallery), bodies()) == (0, [png()])
+    assert len(asked(gallery, "/x.png")) == 5
 
 
 @pytest.mark.parametrize(
@@ -451,16 +445,12 @@ def test_a_folder_of_other_files_is_left_alone(gallery, capsys):
 
 
 def test_a_full_disk_costs_the_new_file_alone(gallery, monkeypatch, capsys):
-    def full(number):
-        left.pop()
-        sync(number)
-
-    sync, left = os.fsync, [1, 2, 3, 4]  # the manifest and three pictures
-    monkeypatch.setattr(os, "fsync", full)
-    assert run(gallery, "--workers", 1) == 1
-    assert "not written; run again to continue (pop from empty list)" in capsys.readouterr().out
+    full = OSError(28, "No space left on device")  # after the manifest and three pictures
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", Mock(side_effect=[None] * 4 + [full]))
+        assert run(gallery, "--workers", 1) == 1
+    assert "not written; run again to continue ([Errno 28] No" in capsys.readouterr().out
     assert bodies() == WHOLE[:3] and not list(Path("out").glob(".*.tmp"))
-    monkeypatch.setattr(os, "fsync", sync)
     assert (run(gallery), bodies()) == (0, WHOLE)
 
 
