@@ -145,7 +145,7 @@ def modes():
     pixels["16 bits, pgm"] = b"P5 16 16 65535\n" + deep.astype(">u2").tobytes(), sixteen
     index = grey % 8
     colors = noise(8, 3)
-    alpha = noise(8, seed=1)
+    alpha = noise(8)
     image = Image.frombytes("P", (16, 16), index.tobytes())
     image.putpalette(colors.tobytes())
     content = encoded(image, transparency=alpha.tobytes())
@@ -505,7 +505,7 @@ def test_sprites_are_the_same_everywhere():
     assert images.mean((0, 1, 2)) == pytest.approx([154.113, 166.896, 157.744], abs=0.05)
     assert images[3].mean((0, 1)) == pytest.approx([216.477, 101.184, 160.301], abs=0.5)
     assert images[63].mean((0, 1)) == pytest.approx([96.352, 211.025, 168.752], abs=0.5)
-    for size in (16, 20, 28, 32, 48, 112, 256):
+    for size in (16, 20, 28, 48, 256):
         pixels = np.asarray(wgan_gp.sprite(size, size))
         assert pixels.shape == (size, size, 3)
         assert np.array_equal(pixels, pixels[:, ::-1])
