@@ -25,16 +25,9 @@ from PIL import EpsImagePlugin, Image
 
 import wgan_gp
 
-links = pytest.mark.skipif(sys.platform == "win32", reason="needs symbolic links")
 PICKLE = b"cos\nmkdir\n(S'ran'\ntR."  # unpickled, it makes a folder
 
 # ---- Helpers -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    error = socket.gaierror("no network in tests")
-    monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=error))
 
 
 @pytest.fixture
@@ -74,21 +67,14 @@ def encoded(image, kind="PNG", **options):
     return file.getvalue()
 
 
-def decoded(content):
-    with Image.open(io.BytesIO(content)) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 def by_hand(pixels, size=16):
     """(H, W, 3) -> (3, size, size): center square, then Pillow's antialiased Lanczos."""
     height, width, _ = pixels.shape
     side = min(height, width)
     top = (height - side) // 2
     left = (width - side) // 2
-    pixels = pixels[top : top + side, left : left + side]
-    if side != size:
-        pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.LANCZOS))
-    return pixels.transpose(2, 0, 1)
+    square = Image.fromarray(pixels[top : top + side, left : left + side])
+    return np.asarray(square.resize((size, size), Image.LANCZOS)).transpose(2, 0, 1)
 
 
 def files_of(folder, members):
@@ -124,11 +110,10 @@ def classes_of(loaded, pictures):
 
 
 def grey3(values):
-    return np.repeat(values[..., None], 3, axis=2)
+    return np.repeat(values[..., None], 3, axis=-1)
 
 
 def on_white(pixels, alpha):
-    """(H, W, 3) over white with coverage alpha (H, W), 0 to 255."""
     cover = alpha[..., None] / 255
     return pixels * cover + 255 * (1 - cover)
 
@@ -138,14 +123,16 @@ def modes():
     pixels = {}
     grey = noise(16, 16)
     pixels["1 bit"] = encoded(grey > 127), grey3((grey > 127) * 255)
-    pixels["grey"] = encoded(grey), grey3(grey)
     few = grey // 64 * 64
     clear = np.where(few == 64, 255, few)
     pixels["grey, one transparent"] = encoded(few, transparency=64), grey3(clear)
     rgba = noise(16, 16, 4)
     image = Image.frombytes("LA", (16, 16), rgba[..., 2:].tobytes())
     pixels["grey, alpha"] = encoded(image), on_white(grey3(rgba[..., 2]), rgba[..., 3])
-    pixels["rgb"] = encoded(rgba[..., :3]), rgba[..., :3]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(rgba[..., :3], exif=exif)
+    pixels["rgb, a quarter turn by exif"] = content, np.rot90(rgba[..., :3], 3)
     pixels["rgba"] = encoded(rgba), on_white(rgba[..., :3], rgba[..., 3])
     image = Image.frombytes("CMYK", (16, 16), rgba.tobytes())
     ink = 255 - rgba.astype(float)
@@ -158,22 +145,18 @@ def modes():
     pixels["16 bits, pgm"] = b"P5 16 16 65535\n" + deep.astype(">u2").tobytes(), sixteen
     index = grey % 8
     colors = noise(8, 3)
-    alpha = noise(8, seed=1)
+    alpha = noise(8)
     image = Image.frombytes("P", (16, 16), index.tobytes())
     image.putpalette(colors.tobytes())
     content = encoded(image, transparency=alpha.tobytes())
     pixels["palette, alpha"] = content, on_white(colors[index], alpha[index])
     content = encoded(image, "GIF", save_all=True, append_images=[image.rotate(90)])
     pixels["the first frame of a gif"] = content, colors[index]
-    content = encoded(image, "GIF", transparency=3)
-    clear = colors.copy()
-    clear[3] = 255
-    pixels["gif, one transparent"] = content, clear[index]
     return pixels
 
 
 @pytest.mark.parametrize("content, expected", modes().values(), ids=modes())
-def test_every_mode_becomes_the_rgb_it_stands_for(content, expected, tmp_path, load):
+def test_every_mode_and_turn_becomes_the_rgb_it_stands_for(content, expected, tmp_path, load):
     folder = files_of(tmp_path / "set", {"a.png": content})  # what counts is what the file holds
     images, _, _ = load(folder)
     assert images.dtype == torch.uint8
@@ -181,29 +164,12 @@ def test_every_mode_becomes_the_rgb_it_stands_for(content, expected, tmp_path, l
     assert abs(images[0].numpy() - expected.transpose(2, 0, 1)).max() <= 1
 
 
-TURNS = [(1, 0, False), (2, 0, True), (3, 2, False), (4, 2, True)]
-TURNS += [(5, 3, True), (6, 3, False), (7, 1, True), (8, 1, False)]
-
-
-@pytest.mark.parametrize("orientation, quarters, mirrored", TURNS)
-def test_images_are_put_upright_as_exif_says(orientation, quarters, mirrored, tmp_path, load):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = encoded(noise(16, 24, 3), "JPEG", exif=exif)
-    upright = np.rot90(decoded(content), quarters)
-    if mirrored:
-        upright = upright[:, ::-1]
-    images, _, _ = load(files_of(tmp_path / "set", {"photo.jpg": content}))
-    assert np.array_equal(images[0], by_hand(upright))
-
-
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("exif", [b"Exif\0\0XX", b"Exif\0\0II*\0\xff\xff\0\0"])
 def test_large_photos_and_damaged_exif_raise_no_warning(exif, tmp_path, load, monkeypatch, recwarn):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # it has more, but not twice as many
     pixels = noise(16, 24, 3)
-    folder = files_of(tmp_path / "set", {"a.png": encoded(pixels, exif=exif)})
-    images, _, _ = load(folder)
+    images, _, _ = load(files_of(tmp_path / "set", {"a.png": encoded(pixels, exif=exif)}))
     assert np.array_equal(images[0], by_hand(pixels))
     assert not recwarn
 
@@ -217,9 +183,8 @@ def test_the_center_square_is_resized_with_lanczos(shape, size):
 
 
 def test_transparency_is_composed_before_resizing():
-    """Hidden colours of transparent pixels would otherwise bleed into the edges."""
-    pixels = np.zeros((32, 32, 4), np.uint8)
-    pixels[:, :16] = 255  # the right half is black, and fully transparent
+    pixels = np.zeros((32, 32, 4), np.uint8)  # black that is hidden does not bleed into edges
+    pixels[:, :16] = 255
     assert (wgan_gp.to_rgb(Image.fromarray(pixels), 16) == 255).all()
 
 
@@ -242,41 +207,29 @@ def test_folder_zip_npy_and_npz_give_the_same_tensor(tmp_path, load):
     expected = np.stack([by_hand(pixels) for pixels in pictures])
     names = "set set.zip small.ZIP set.npy fortran.npy set.npz small.npz adm.npz npy.npz npz.npy"
     for name in names.split():
-        images, labels, classes = load(tmp_path / name)
+        images, labels, _ = load(tmp_path / name)
         assert np.array_equal(images, expected), name
         assert labels.dtype == torch.int64
         assert labels.tolist() == [0] * 6
-        assert len(classes) == 1
 
 
-def test_an_array_may_be_grey(tmp_path, load):
-    digits = noise(5, 16, 20)
-    np.savez(tmp_path / "digits.npz", digits, np.arange(5, dtype=np.uint8))
-    expected = [by_hand(grey3(digit)) for digit in digits]
-    assert np.array_equal(load(tmp_path / "digits.npz")[0], expected)
-
-
-def test_labels_of_an_npz_are_its_classes_in_the_order_of_its_images(tmp_path, load):
-    n = 1100  # more than are decoded at a time
-    colors = np.arange(n, dtype="<u4").view(np.uint8).reshape(n, 4)[:, :3]
-    pixels = np.tile(colors[:, None, None], (1, 2, 2, 1))
-    labels = np.array([7, 3, 10], np.uint8)[np.arange(n) % 3]
-    np.savez(tmp_path / "set.npz", images=pixels, labels=labels)
-    images, found, classes = load(tmp_path / "set.npz")
-    assert np.array_equal(images[:, :, 5, 7], colors)
+def test_an_npz_may_be_grey_and_its_labels_are_classes_in_the_order_of_its_images(tmp_path, load):
+    numbers = np.arange(1100)  # more than are decoded at a time
+    shades = (numbers % 251).astype(np.uint8)
+    values = np.array([7, 3, 10])[numbers % 3]
+    np.savez(tmp_path / "set.npz", images=np.tile(shades, (4, 4, 1)).T, labels=values)
+    images, labels, classes = load(tmp_path / "set.npz")
+    assert np.array_equal(images[:, :, 5, 7], grey3(shades))
     assert classes == ["3", "7", "10"]
-    assert np.array_equal(np.array([3, 7, 10])[found], labels)
+    assert np.array_equal(np.array([3, 7, 10])[labels], values)
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, load, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    members, pictures = pictures_of(["a.png"])
-    files_of(tmp_path / "photos", members)
-    assert np.array_equal(load("~/photos")[0][0], pictures["a.png"])
-    args = wgan_gp.parse_args(["--data=~/photos", "--cache=~/c", "--out=~/runs/x"])
-    folders = [Path(folder) for folder in (args.data, args.cache, args.out)]
-    assert folders == [tmp_path / "photos", tmp_path / "c", tmp_path / "runs/x"]
+    members, pictures = pictures_of(["photos/a.png"])
+    files_of(tmp_path, members)
+    assert classes_of(load("~/photos"), pictures) == {"photos/a.png": "."}
 
 
 # ---- Classes -------------------------------------------------------------------------------------
@@ -289,8 +242,7 @@ CLASSES = {
     "a dot for a top folder": "./cat/0.png=cat ./dog/0.png=dog",
     "a picture beside folders": "top/1.png=. top/cat/1.png=cat top/dog/1.png=dog",
     "all letters": "Gänse/1.png=Gänse 猫/1.png=猫 [x]/1.png=[x]",
-    "hidden files": ".git/1.png=None cat/1.png=cat dog/._1.png=None dog/1.png=dog",
-    "folders of macOS": "__MACOSX/cat/1.png=None cat/1.png=cat dog/1.png=dog",
+    "hidden files": ".git/1.png=None cat/1.png=cat dog/._1.png=None __MACOSX/dog/1.png=None",
 }
 
 
@@ -298,50 +250,43 @@ CLASSES = {
 def test_folders_at_the_first_level_where_paths_differ_are_the_classes(case, tmp_path, load):
     expected = dict(pair.split("=") for pair in CLASSES[case].split())
     members, pictures = pictures_of(expected)
-    names = sorted({*expected.values()} - {"None"})
     files_of(tmp_path / "set", members)
     zip_of(tmp_path / "set.zip", members)
     for data in ("set", "set.zip"):
         loaded = load(tmp_path / data)
         found = classes_of(loaded, pictures)
         assert {name: str(found[name]) for name in found} == expected
-        assert loaded[2] == names
+        assert loaded[2] == sorted({*expected.values()} - {"None"})
 
 
 def test_classes_keeps_those_alone_and_numbers_them_anew(tmp_path, load, refusal):
     members, pictures = pictures_of(["top/cat/1.png", "top/dog/1.png", "top/owl/1.png"])
     data = files_of(tmp_path / "set", members)
-    for wanted in (["owl", "dog"], ["dog", "owl", "dog"]):
-        loaded = load(data, classes=wanted)
-        assert [*classes_of(loaded, pictures).values()] == [None, "dog", "owl"]
-        assert loaded[2] == ["dog", "owl"]
-        assert loaded[1].tolist() == [0, 1]
+    images, labels, classes = load(data, classes=["owl", "dog", "owl"])
+    assert np.array_equal(images, [*pictures.values()][1:])
+    assert labels.tolist() == [0, 1]
+    assert classes == ["dog", "owl"]
     assert len(load(data)[0]) == 3  # the cache of the few does not stand for all
     assert refusal(data, ["cat", "zebra"]) == f"--classes: {data} has cat dog owl"
 
 
-def test_classes_are_printed_with_their_counts_and_doubtful_ones_are_asked_about(capsys):
+def test_classes_are_counted_doubtful_ones_asked_about_and_one_alone_is_refused(capsys):
     counts = {".": 20, "cat": 10, "dog": 9, "train": 50}
-    labels = torch.tensor([*counts.values()])
-    wgan_gp.check_classes(torch.arange(4).repeat_interleave(labels), [*counts])
+    labels = torch.arange(4).repeat_interleave(torch.tensor([*counts.values()]))
+    wgan_gp.check_classes(labels, [*counts])
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"classes: {counts}"
     doubted = [line.split(" a class? If not, ")[0] for line in printed[1:]]
     assert doubted == ["is .", "is dog", "is train"]
-
-
-def test_one_class_is_none_to_tell_apart(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    np.save("one.npy", noise(20, 16, 16, 3))
     with pytest.raises(SystemExit, match="--conditional: there is one class"):
-        wgan_gp.main(["--data", "one.npy", "--size", "16", "--conditional", "--epochs", "1"])
+        wgan_gp.check_classes(labels, ["cat"])
 
 
 # ---- Trees of files ------------------------------------------------------------------------------
 
 
-@links
-def test_links_are_followed_and_circles_end(tmp_path, load):
+@pytest.mark.skipif(sys.platform == "win32", reason="needs symbolic links")
+def test_links_are_followed_circles_end_and_a_broken_one_is_named(tmp_path, load, refusal):
     """cat/dog and dog/cat lead to each other, cat/up and cat/out to folders that hold them."""
     members, pictures = pictures_of(["set/cat/1.png", "set/dog/2.png", "store/3.png"])
     folder = files_of(tmp_path, members) / "set"
@@ -354,15 +299,8 @@ def test_links_are_followed_and_circles_end(tmp_path, load):
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2]
     first, second, third = pictures.values()
     assert np.array_equal(images, [first, third, second, second, first, third, third])
-
-
-@links
-def test_a_broken_link_is_named(tmp_path, refusal):
-    folder = files_of(tmp_path / "set", pictures_of(["cat/a.png"])[0])
-    (folder / "cat/link").symlink_to("gone")
-    message = refusal(folder)
-    assert f"--data {folder}: cannot be read" in message
-    assert str(folder / "cat/link") in message
+    (folder / "owl/link").symlink_to("gone")
+    assert str(folder / "owl/link") in refusal(folder)
 
 
 def test_a_folder_that_may_not_be_opened_is_named(tmp_path, refusal, monkeypatch, capsys):
@@ -372,13 +310,16 @@ def test_a_folder_that_may_not_be_opened_is_named(tmp_path, refusal, monkeypatch
     assert "Permission denied: 'cat'" in capsys.readouterr().out
 
 
-def test_other_files_are_counted_in_one_line(tmp_path, load, refusal, capsys):
+def test_other_files_and_small_images_are_counted(tmp_path, load, refusal, capsys):
     names = [f"cat/1{suffix}" for suffix in (".png", ".JPG", ".gif", ".avif", ".webp", ".tiff")]
     members, _ = pictures_of(names)
+    members["cat/2.png"] = encoded(noise(40, 15, 3))
     others = {name: b"" for name in ("cat/", "cat/notes.txt", "cat/2.pdf", "cat/3.HEIC")}
     data = zip_of(tmp_path / "set.zip", members | others)
-    assert len(load(data)[0]) == 6
-    assert f"{data}: 6 images, 3 other files" in capsys.readouterr().out
+    assert len(load(data)[0]) == 7
+    first, _, last = capsys.readouterr().out.splitlines()
+    assert first == f"{data}: 7 images, 3 other files"
+    assert last == "1 of them are smaller than 16x16 and are enlarged"
     message = refusal(zip_of(tmp_path / "none.zip", others))
     assert message.endswith("cannot be read (there are no images in it, and 3 other files)")
 
@@ -419,12 +360,8 @@ def test_a_set_is_decoded_once_and_anew_when_it_changes(name, tmp_path, load, mo
     decode = Mock(wraps=wgan_gp.decode)
     monkeypatch.setattr(wgan_gp, "decode", decode)
     monkeypatch.chdir(tmp_path)
-    images, labels, classes = load(tmp_path / name)
-    for data in (tmp_path / name, name):  # the same set by two names
-        again = load(data)
-        assert torch.equal(images, again[0])
-        assert torch.equal(labels, again[1])
-        assert classes == again[2]
+    for once, again in zip(load(tmp_path / name), load(name)):
+        assert np.array_equal(once, again)
     assert decode.call_count == 1
     for path in (tmp_path / name, tmp_path / "set/a/a.png"):
         os.utime(path, (1e9, 1e9))
@@ -432,47 +369,38 @@ def test_a_set_is_decoded_once_and_anew_when_it_changes(name, tmp_path, load, mo
     assert decode.call_count == 2
 
 
-def test_an_edited_folder_is_decoded_anew(tmp_path, load):
-    folder = tmp_path / "set"
-    for i, name in enumerate(["cat/a.bmp", "cat/b.bmp", "dog/c.bmp"]):
-        files_of(folder, {name: encoded(noise(16, 16, 3, seed=i), "BMP")})
-        os.utime(folder / name, (1e9, 1e9))  # one time for all, as in an unpacked archive
-    for edit in ("none", "change", "move"):
-        if edit == "change":  # but not its time
-            files_of(folder, {"cat/b.bmp": encoded(noise(20, 20, 3), "BMP")})
-            os.utime(folder / "cat/b.bmp", (1e9, 1e9))
-        elif edit == "move":
-            (folder / "cat/a.bmp").rename(folder / "dog/z.bmp")
-        images, labels, classes = load(folder)
-        paths = sorted(folder.rglob("*.bmp"))
-        assert np.array_equal(images, [by_hand(decoded(path.read_bytes())) for path in paths])
-        assert [classes[label] for label in labels] == [path.parent.name for path in paths]
+def test_a_moved_and_a_changed_image_are_seen_though_their_times_stay(tmp_path, load):
+    members, pictures = pictures_of(["cat/a.png", "cat/b.png", "dog/c.png"])
+    folder = files_of(tmp_path / "set", members)
+    load(folder)
+    (folder / "cat/b.png").rename(folder / "dog/b.png")
+    assert [*classes_of(load(folder), pictures).values()] == ["cat", "dog", "dog"]
+    time = (folder / "cat/a.png").stat().st_mtime_ns
+    pixels = noise(20, 20, 3)
+    files_of(folder, {"cat/a.png": encoded(pixels)})
+    os.utime(folder / "cat/a.png", ns=(time, time))
+    assert np.array_equal(load(folder)[0][0], by_hand(pixels))
 
 
 def test_images_are_decoded_in_several_threads(tmp_path, load, monkeypatch):
-    members, pictures = pictures_of(["a.png", "b.png"])
     meeting = threading.Barrier(2)
-    to_rgb = wgan_gp.to_rgb
 
     def meet(image, size):
         meeting.wait(timeout=60)  # until another thread is here too
-        return to_rgb(image, size)
+        return np.zeros((3, size, size), np.uint8)
 
     monkeypatch.setattr(os, "cpu_count", Mock(return_value=2))
     monkeypatch.setattr(wgan_gp, "to_rgb", meet)
-    images, _, _ = load(files_of(tmp_path / "set", members))
-    assert np.array_equal(images, [*pictures.values()])
+    members, _ = pictures_of(["a.png", "b.png"])
+    assert len(load(files_of(tmp_path / "set", members))[0]) == 2
 
 
 def test_an_interrupted_decode_leaves_nothing(tmp_path, cache, load, monkeypatch):
-    members, pictures = pictures_of([f"{i:02}.png" for i in range(24)])
-    folder = files_of(tmp_path / "set", members)
-    with monkeypatch.context() as patch:
-        patch.setattr(wgan_gp, "to_rgb", Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            load(folder)
+    members, _ = pictures_of(["a.png"])
+    monkeypatch.setattr(wgan_gp, "to_rgb", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        load(files_of(tmp_path / "set", members))
     assert not [*cache.iterdir()]
-    assert np.array_equal(load(folder)[0], [*pictures.values()])
 
 
 def test_a_read_only_cache_serves_what_is_in_it(tmp_path, cache, load, refusal, monkeypatch):
@@ -490,53 +418,26 @@ def test_a_read_only_cache_serves_what_is_in_it(tmp_path, cache, load, refusal, 
 PIXELS = noise(32, 32, 3)
 HUGE = bytearray(encoded(PIXELS, "BMP"))
 HUGE[18:26] = struct.pack("<II", 40000, 40000)  # 4.8 GB of pixels, so the header says
-BAD = {"bad1.png": b"text", "bad2.png": HUGE, "bad3.png": encoded(PIXELS)[:900]}
-BAD |= {"bad4.png": b"", "bad5.jpg": encoded(PIXELS, "JPEG")[:900]}
+BAD = {"dog/1.png": b"text", "dog/2.png": HUGE, "dog/3.png": encoded(PIXELS)[:900]}
+BAD |= {"dog/4.png": b"", "dog/5.jpg": encoded(PIXELS, "JPEG")[:900]}
 
 
 def test_unreadable_images_are_left_out_and_the_first_are_named(tmp_path, load, capsys):
     members, pictures = pictures_of(["cat/1.png", "owl/2.png"])
-    bad = {f"dog/{name}": content for name, content in BAD.items()}
-    images, labels, classes = load(files_of(tmp_path / "set", members | bad))
-    assert np.array_equal(images, [*pictures.values()])
-    assert labels.tolist() == [0, 1]
-    assert classes == ["cat", "owl"]
-    line = capsys.readouterr().out.splitlines()[1]
-    first, second, third = line.split(", dog/")
-    assert first == "5 of them cannot be read: dog/bad1.png (cannot identify image file)"
-    assert second.startswith("bad2.png (Image size (1600000000 pixels) exceeds limit")
-    assert third.startswith("bad3.png (")
-    assert "truncated" in third
+    loaded = load(files_of(tmp_path / "set", members | BAD))
+    assert [*classes_of(loaded, pictures).values()] == ["cat", "owl"]
+    first, second, third = capsys.readouterr().out.splitlines()[1].split(", dog/")
+    assert first == "5 of them cannot be read: dog/1.png (cannot identify image file)"
+    assert second.startswith("2.png (Image size (1600000000 pixels) exceeds limit")
+    assert third.startswith("3.png (") and "truncated" in third
 
 
-def test_small_images_are_counted(tmp_path, load, capsys):
-    sizes = [(12, 12), (300, 200), (40, 15), (16, 16)]
-    members = {f"{i}.png": encoded(noise(*size, 3)) for i, size in enumerate(sizes)}
-    load(files_of(tmp_path / "set", members))
-    assert "\n2 of them are smaller than 16x16 and are enlarged\n" in capsys.readouterr().out
-
-
-ZIPS = [("File 'two.png' is encrypted", 6, 8, 1), ("That compression method is not", 8, 10, 9)]
-ZIPS += [("Bad CRC-32", 14, 16, 1)]  # where the local and the central header say so
-
-
-@pytest.mark.parametrize("reason, local, central, bits", ZIPS)
-def test_unpacking_a_zip_is_advised(reason, local, central, bits, tmp_path, load, capsys):
-    members, pictures = pictures_of(["one.png", "two.png"])
+def test_unpacking_a_zip_is_advised_where_no_image_of_it_can_be_read(tmp_path, refusal, capsys):
+    members, _ = pictures_of(["a.png"])
     path = zip_of(tmp_path / "set.zip", members)
-    content = bytearray(path.read_bytes())
-
-    def spoil(name):
-        content[content.index(name) - 30 + local] ^= bits
-        content[content.rindex(name) - 46 + central] ^= bits
-        path.write_bytes(content)
-
-    spoil(b"two.png")
-    assert classes_of(load(path), pictures) == {"one.png": ".", "two.png": None}
-    assert f"1 of them cannot be read: two.png ({reason}" in capsys.readouterr().out
-    spoil(b"one.png")
-    with pytest.raises(SystemExit, match=r"no image is left; .* try it unpacked"):
-        load(path)
+    path.write_bytes(path.read_bytes().replace(members["a.png"], bytes(len(members["a.png"]))))
+    assert refusal(path) == "no image is left; if they are in a .zip, try it unpacked"
+    assert "1 of them cannot be read: a.png (Bad CRC-32 for file" in capsys.readouterr().out
 
 
 PATHS = [("no", None, "no such file or folder, and none of sprites, cifar10, stl10")]
@@ -560,7 +461,6 @@ ARRAYS = [
     ({"images": GOOD.transpose(0, 3, 1, 2)}, "images uint8 (4, 3, 16, 16)"),
     ({"images": GOOD[0]}, "images uint8 (16, 16, 3)"),
     ({"images": GOOD, "labels": np.arange(3, dtype=np.int64)}, "labels int64 (3,)"),
-    ({"images": GOOD, "labels": np.zeros((4, 1), np.int64)}, "labels int64 (4, 1)"),
     ({"images": GOOD, "labels": np.zeros(4)}, "labels float64 (4,)"),
     ({"images": np.float32(1)}, "unsized"),
     ({}, "empty"),
@@ -576,11 +476,11 @@ def test_other_arrays_are_refused_in_one_line(arrays, cause, tmp_path, refusal):
 
 
 def test_the_lines_of_numpy_in_the_message_mend_floats_and_channels_first(tmp_path, refusal):
-    np.save(tmp_path / "set.npy", np.zeros((4, 3, 16, 16)))
-    message = refusal(tmp_path / "set.npy")
+    path = tmp_path / "set.npy"
+    np.save(path, np.zeros((4, 3, 16, 16)))
     to_bytes = "(255 * x).round().astype('uint8')"
     channels_last = "x.transpose(0, 2, 3, 1)"
-    assert f"Try {to_bytes} of floats, {channels_last} of channels first" in message
+    assert f"Try {to_bytes} of floats, {channels_last} of channels first" in refusal(path)
     assert np.array_equal(eval(to_bytes, {"x": GOOD / np.float32(255)}), GOOD)
     assert np.array_equal(eval(channels_last, {"x": GOOD.transpose(0, 3, 1, 2)}), GOOD)
 
@@ -600,12 +500,12 @@ def test_pickles_are_refused_and_not_run(tmp_path, refusal, monkeypatch):
 
 def test_sprites_are_the_same_everywhere():
     """Pinned as far as rounding in other versions of Pillow and numpy can be left open."""
-    images = np.stack([np.asarray(wgan_gp.sprite(32, i)) for i in range(64)])
+    images = np.stack([wgan_gp.sprite(32, i) for i in range(64)])
     assert len(np.unique(images, axis=0)) == 64
     assert images.mean((0, 1, 2)) == pytest.approx([154.113, 166.896, 157.744], abs=0.05)
     assert images[3].mean((0, 1)) == pytest.approx([216.477, 101.184, 160.301], abs=0.5)
     assert images[63].mean((0, 1)) == pytest.approx([96.352, 211.025, 168.752], abs=0.5)
-    for size in (16, 20, 28, 32, 48, 112, 256):
+    for size in (16, 20, 28, 48, 256):
         pixels = np.asarray(wgan_gp.sprite(size, size))
         assert pixels.shape == (size, size, 3)
         assert np.array_equal(pixels, pixels[:, ::-1])
@@ -617,9 +517,6 @@ def test_sprites_load_like_any_set(load):
     assert classes == ["ghost", "beetle", "robot", "cat"]
     assert labels.tolist() == [0, 1, 2, 3] * 512
     assert np.array_equal(images[6], wgan_gp.to_rgb(wgan_gp.sprite(28, 6)))
-    robots, labels, _ = load("sprites", 28, classes=["robot"])
-    assert torch.equal(robots, images[2::4])
-    assert labels.tolist() == [0] * 512
 
 
 def md5(content):
@@ -644,15 +541,18 @@ def archive_of(kind, members, cache, monkeypatch):
 
 @pytest.fixture
 def cifar10(cache, monkeypatch):
-    """An archive of 5 batches of 2 images in the official layout, those images, and labels."""
+    """An archive of 5 batches of 2 images in the official layout, those images, and labels; there
+    is no network."""
+    error = socket.gaierror("no network in tests")
+    monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=error))
     kind, pictures, labels = torchvision.datasets.CIFAR10, noise(10, 3072), noise(10) % 10
-    names = "plane car bird cat deer dog frog horse ship truck".split()
-    members = {"batches.meta": pickle.dumps({"label_names": names}), "test_batch": b""}
+    meta = pickle.dumps({"label_names": [*"abcdefghij"]})
+    members = {"batches.meta": meta, "test_batch": b""}
     for i in range(5):
         part = slice(2 * i, 2 * i + 2)
         batch = {"data": pictures[part], "labels": labels[part].tolist()}
         members[f"data_batch_{i + 1}"] = pickle.dumps(batch)
-    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5(members["batches.meta"])})
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5(meta)})
     archive = archive_of(kind, members, cache, monkeypatch)
     return archive, pictures.reshape(10, 3, 32, 32), labels
 
@@ -663,58 +563,48 @@ def test_an_archive_of_cifar10_put_into_the_cache_is_used(cifar10, load):
         images, labels, classes = load("cifar10", size)
         expected = [by_hand(pixels.transpose(1, 2, 0), size) for pixels in pictures]
         assert np.array_equal(images, expected)
-        names = "plane car bird cat deer dog frog horse ship truck".split()
-        assert [classes[i] for i in labels] == [names[i] for i in targets]
+        assert [classes[i] for i in labels] == ["abcdefghij"[i] for i in targets]
         archive.unlink(missing_ok=True)
 
 
-def test_without_a_network_it_is_said_which_archive_to_put_where(cifar10, load, refusal):
-    archive, pictures, _ = cifar10
-    content = archive.read_bytes()
-    wanted = f"{archive.name} with md5 {md5(content)} into --cache {archive.parent}"
+def test_without_a_network_it_is_said_which_archive_to_put_where(cifar10, refusal):
+    archive, *_ = cifar10
+    wanted = f"{archive.name} with md5 {md5(archive.read_bytes())} into --cache {archive.parent}"
     cause = "(<urlopen error no network in tests>)"
     archive.unlink()
     assert refusal("cifar10") == f"cifar10: no download; put {wanted} {cause}"
-    archive.write_bytes(content[:-9])
-    another = "the file there has another md5"
-    assert refusal("cifar10") == f"cifar10: no download; put {wanted}: {another} {cause}"
-    assert archive.read_bytes() == content[:-9]
-    archive.write_bytes(content)
-    assert np.array_equal(load("cifar10", 32)[0], pictures)
+    archive.write_bytes(b"text")
+    assert f"{wanted}: the file there has another md5 {cause}" in refusal("cifar10")
+    assert archive.read_bytes() == b"text"
 
 
 def test_stl10_has_its_unlabeled_images_too(cache, load, monkeypatch):
     pictures = noise(5, 3, 96, 96)
-    names = [f"class{i}" for i in range(10)]
     columns = pictures.transpose(0, 1, 3, 2)  # stored by columns
     members = {"train_X.bin": columns[:3].tobytes(), "train_y.bin": bytes([10, 1, 4])}
     members |= {"unlabeled_X.bin": columns[3:].tobytes(), "test_X.bin": b"", "test_y.bin": b""}
-    members["class_names.txt"] = "\n".join(names).encode()
+    members["class_names.txt"] = "\n".join("abcdefghij").encode()
     archive_of(torchvision.datasets.STL10, members, cache, monkeypatch)
     images, labels, classes = load("stl10", 96)
     assert np.array_equal(images, pictures)
-    found = [classes[label] for label in labels]
-    assert found == ["class9", "class0", "class3", "unlabeled", "unlabeled"]
+    assert [classes[label] for label in labels] == ["j", "a", "d", "unlabeled", "unlabeled"]
 
 
 def test_lsun_is_read_through_lmdb_alone(tmp_path, load, refusal, monkeypatch):
     """With a stand-in for the package. torchvision would unpickle a list of keys."""
     folder = tmp_path / "bedroom"
-    lmdb = Mock()
     letters = "".join(filter(str.isalpha, str(folder)))
     monkeypatch.chdir(tmp_path)
     Path(f"_cache_{letters}").write_bytes(PICKLE)
-    members, pictures = pictures_of([b"key 1", b"key 2", b"key 3"])
+    members, pictures = pictures_of([b"key 1", b"key 2"])
+    lmdb = Mock()
     transaction = lmdb.open.return_value.begin.return_value
     transaction.get = members.get
     monkeypatch.setitem(sys.modules, "lmdb", lmdb)
-    for count in (2, 3):  # the database grows
-        files_of(folder, {"data.mdb": bytes(count)})
-        transaction.cursor.return_value.iternext.return_value = [*members][:count]
-        images, labels, classes = load(folder)
-        assert np.array_equal(images, [*pictures.values()][:count])
-        assert labels.tolist() == [0] * count
-        assert classes == ["bedroom"]
+    for keys in ([b"key 1"], [b"key 1", b"key 2"]):  # the database grows
+        files_of(folder, {"data.mdb": bytes(len(keys))})
+        transaction.cursor.return_value.iternext.return_value = keys
+        assert [*classes_of(load(folder), pictures).values()].count("bedroom") == len(keys)
     monkeypatch.setitem(sys.modules, "lmdb", None)
     assert "lmdb" in refusal(folder)
     assert not Path("ran").exists()

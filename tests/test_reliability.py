@@ -1,10 +1,5 @@
-"""Kills, full disks, hostile files and numbers that diverge: nothing is lost, and nothing runs.
-
-    pytest tests/test_reliability.py                                          a sample of each
-    CAMPAIGN=100 CAMPAIGN_REPORT=counts.md pytest tests/test_reliability.py   the whole campaign
-
-CAMPAIGN is a size in percent; CAMPAIGN_SEED names other random moments and files.
-"""
+"""Kills, full disks, hostile files and numbers that diverge: nothing is lost, and nothing runs. A
+sample of the campaign; docs/reliability.md says how to run the whole."""
 
 import functools
 import io
@@ -113,21 +108,19 @@ def gallery():
     made = pictures(24)
     files = {f"/images/{name.replace(' ', '%20')}": body for name, body in made.items()}
     with Gallery(files | {"/spirits": page(made)}) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         yield server
         server.shutdown()
-        thread.join()
 
 
 # ---- Kills and full disks ------------------------------------------------------------------------
 
-FAULTS = "SIGKILL SIGKILL SIGALRM SIGTERM SIGHUP SIGINT SIGXFSZ ENOSPC ENOSPC".split()
+FAULTS = "SIGKILL SIGKILL SIGTERM SIGHUP SIGINT SIGXFSZ ENOSPC ENOSPC".split()
 
 
 def run_script(folder, fault, moment, script, flags):
-    """Run a script that gets a signal at the moment-th change of a file. SIGALRM comes after as
-    many seconds instead; SIGXFSZ limits files to as many bytes; with ENOSPC the disk is full."""
+    """Run a script that gets a signal at the moment-th change of a file, or finds the disk full;
+    SIGXFSZ limits files to as many bytes instead."""
     os.chdir(folder)
     sys.argv = [script, *flags]
     sys.modules["matplotlib"] = None
@@ -145,43 +138,36 @@ def run_script(folder, fault, moment, script, flags):
     watch.happens = happens
     if fault == "SIGXFSZ":
         resource.setrlimit(resource.RLIMIT_FSIZE, (moment, moment))
-    if fault == "SIGALRM":
-        signal.setitimer(signal.ITIMER_REAL, moment)
     runpy.run_path(script, run_name="__main__")
 
 
-def strike(rng, changes, seconds, script, flags):
+def strike(rng, changes, script, flags):
     """Run a script in a process with a fault at a random moment. Returns how it ended."""
     fault = rng.choice(FAULTS)
     moment = rng.randint(1, rng.choice((15, changes)))
-    if fault == "SIGALRM":
-        moment = rng.uniform(0.01, seconds)
     if fault == "SIGXFSZ":
         moment = rng.randint(10_000, 60_000)
     process = forks.Process(target=run_script, args=(os.getcwd(), fault, moment, script, flags))
     process.start()
     process.join(300)
     said, code, codes = Path("said").read_text(), process.exitcode, [0, 1]
-    if fault in signal.Signals.__members__ and fault != "SIGXFSZ":
+    if fault not in ("SIGXFSZ", "ENOSPC"):
         codes = [0, -signal.Signals[fault], 128 + signal.Signals[fault]]
     assert code in codes, said
     assert "Traceback" not in said, said
-    if code in (128 + signal.SIGTERM, 128 + signal.SIGHUP):  # caught by a trainer
-        assert re.search('stopped; go on with python .* --out "out.*" --resume', said)
     return f"{fault}: exit {code}"
 
 
 def flags_for(name, out, gallery):
     """The flags with which a script fills the folder `out`, or goes on with it."""
-    if name == "fid":
-        return [*FID, "good.npz", "--save-stats", f"{out}/new.npz"]
-    if name == "interpolate":
-        return ["g.pt", "--device", "cpu", "--samples", "60", "--out", out]
-    if name == "scrape_spirits":
-        return ["--url", f"{gallery.url}/spirits", "--delay", "0", "--out", out]
+    flags = {
+        "fid": [*FID, "good.npz", "--save-stats", f"{out}/new.npz"],
+        "interpolate": ["g.pt", "--device", "cpu", "--samples", "60", "--out", out],
+        "scrape_spirits": ["--url", f"{gallery.url}/spirits", "--delay", "0", "--out", out],
+    }
     if Path(out, "checkpoint.pt").exists():
         return ["--out", out, "--resume"]
-    return [*TINY, "--out", out]
+    return flags.get(name, [*TINY, "--out", out])
 
 
 def contents(out):
@@ -201,22 +187,22 @@ def contents(out):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_run_that_is_struck_and_goes_on_ends_as_one_never_touched(gallery, rng, name):
-    changes, start = [], time.monotonic()
+    changes = []
     watch.happens = lambda event, path: changes.append(path)
     ALL[name].main(flags_for(name, "whole", gallery))
     watch.happens = None
-    seconds, whole = time.monotonic() - start, contents("whole")
+    whole = contents("whole")
     for i in range(times(25, 1)):
         out = f"out/{i}"
         for path in Path().glob("data/*"):
             path.unlink()
         for _ in range(times(6, 2)):
             flags = flags_for(name, out, gallery)
-            end = strike(rng, len(changes), seconds, ALL[name].__file__, flags)
-            COUNTS[f"{name}.py"][end] += 1
+            COUNTS[f"{name}.py"][strike(rng, len(changes), ALL[name].__file__, flags)] += 1
         ALL[name].main(flags_for(name, out, gallery))
         assert contents(out) == whole
-        assert name not in TRAINERS or not list(Path(out).rglob(".*.tmp"))
+        if name in TRAINERS:
+            assert not list(Path(out).rglob(".*.tmp"))
         COUNTS[f"{name}.py, up to six times"]["equal to the bit"] += 1
 
 
@@ -250,23 +236,19 @@ class Payload:  # unpickled, it makes a folder
 
 def damaged(data, rng):
     """A copy with bytes changed, left out or doubled, as disks, networks and people do it."""
-    data = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 5))):
         start = rng.randrange(rng.choice((99, len(data) + 1)))  # often in the header
-        part = data[start : start + rng.choice((1, 2, 8, 50))]
-        flipped = bytes(byte ^ (1 << rng.randrange(8)) for byte in part)
-        ones, zeros = b"\xff" * len(part), bytes(len(part))
-        data[start : start + len(part)] = rng.choice((flipped, ones, zeros, b"", part + part))
-    if rng.random() < 0.2:
-        del data[rng.randrange(len(data) + 1) :]
-    return bytes(data)
+        end = start + rng.choice((1, 2, 8, 50))
+        part = data[start:end]
+        others = rng.randbytes(len(part)), b"\xff" * len(part), bytes(len(part)), b"", part + part
+        data = data[:start] + rng.choice(others) + data[end:]
+    return rng.choice((data, data, data, data, data[: rng.randrange(len(data) + 1)]))
 
 
 @functools.cache
 def pictures_of_all_kinds():
     """(suffix, bytes) of a small picture in every format and mode that Pillow writes."""
     found = []
-    Image.init()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8))
     frames = {"save_all": True, "append_images": [image.rotate(90)]}
     modes = "1 L LA P RGB RGBA CMYK YCbCr LAB HSV I I;16 F".split()
@@ -280,11 +262,11 @@ def pictures_of_all_kinds():
 
 
 def damaged_picture(rng):
-    folder = Path(f"pictures/{rng.random()}")
-    folder.mkdir(parents=True)
+    folder = f"pictures/{rng.random()}"
+    Path(folder).mkdir(parents=True)
     suffix, body = rng.choice(pictures_of_all_kinds())
     Path(folder, f"a.{rng.choice((suffix, 'png'))}").write_bytes(damaged(body, rng))
-    return rng.choice(((dcgan.load_data, folder, 16), (fid.main, [*FID, str(folder), str(folder)])))
+    return rng.choice(((dcgan.load_data, folder, 16), (fid.main, [*FID, folder, folder])))
 
 
 def zip_bytes(names, body):
@@ -296,19 +278,18 @@ def zip_bytes(names, body):
 
 
 def hostile_zip(rng):
-    """A .zip with hostile names, a bomb, damage, or the bits that ask for a password."""
     names = ["/etc/a.png", "../../b.png", "C:\\c.png", "a/../../d.png", "\\\\host\\e.png", ".png"]
     names += ["x" * 5000 + ".png", "..png", "\x1b[2J\n.png", "con.png", "g.png/"]
-    bodies = [pictures_of_all_kinds()[0][1]] * 400 + [bytes(2**28 + 1)]
+    bodies = [pictures_of_all_kinds()[0][1]] * 400 + [bytes(2**28 + 1)]  # a bomb
     body = zip_bytes(rng.choice((names, ["a.png"], [])), rng.choice(bodies))
-    locked = re.sub(rb"(?s)(PK\x03\x04..|PK\x01\x02....)\x00", b"\\1\x01", body)
+    locked = re.sub(rb"(?s)(PK\x03\x04..|PK\x01\x02....)\x00", b"\\1\x01", body)  # by a password
     Path("hostile.zip").write_bytes(rng.choice((body, locked, damaged(body, rng))))
     return dcgan.load_data, "hostile.zip", 16
 
 
 def odd_array(rng):
     """An array that nobody expects, one in ten of objects that would run."""
-    shape = [rng.choice((0, 1, 2, 3, 16, 64)) for _ in range(rng.randrange(5))]
+    shape = rng.choices((0, 1, 2, 3, 16, 64), k=rng.randrange(5))
     kind = rng.choice("u1 i8 f2 f8 c8 ? U3 S5 M8[s] V4 i4,f8".split())
     extreme = np.full((64, 64), rng.choice((1e308, -1e200, np.nan)))
     objects = np.array([Payload()], object)
@@ -316,7 +297,6 @@ def odd_array(rng):
 
 
 def hostile_arrays(rng):
-    """Arrays of odd types and shapes, headers that lie, damage, and a pickle."""
     pixels, file = np.zeros((4, 16, 16, 3), np.uint8), io.BytesIO()
     kind = rng.choice("'|u1' '|O' '<f8' '<U99999999' [('a','u1')] '|S0' 'q 1".split())
     shapes = "(4,16,16,3) (10**15,) (999999999999,16,16,3) (4,2147483648,2147483648,3) (-1,3) 'a'"
@@ -327,9 +307,8 @@ def hostile_arrays(rng):
     np.savez(file, images=rng.choice((pixels, odd_array(rng))), labels=labels)
     odd = file.getvalue()
     bodies = odd, damaged(odd, rng), lie, zip_bytes(["images.npy"], lie), pickle.dumps(Payload())
-    path = rng.choice(("hostile.npy", "hostile.npz"))
-    Path(path).write_bytes(rng.choice(bodies))
-    return dcgan.load_data, path, 16
+    Path("hostile.npz").write_bytes(rng.choice(bodies))
+    return dcgan.load_data, "hostile.npz", 16
 
 
 def hostile_statistics(rng):
@@ -337,32 +316,27 @@ def hostile_statistics(rng):
     np.savez(odd, **STATISTICS | {rng.choice(list(STATISTICS)): odd_array(rng)})
     whole = Path("good.npz").read_bytes()
     Path("hostile.npz").write_bytes(rng.choice((damaged(whole, rng), odd.getvalue())))
-    pair = rng.choice((["good.npz", "hostile.npz"], ["hostile.npz", "good.npz"]))
-    return fid.main, [*FID, *pair]
+    return fid.main, [*FID, *rng.sample(["good.npz", "hostile.npz"], 2)]
 
 
 RECURSIVE = {}
 RECURSIVE["state"] = RECURSIVE
-ODD = [10**9, 2**63, -1, 0, 1.5, float("nan"), float("inf"), None, True, "", "x", "../../x"]
-ODD += ["a\0b", "x" * 300, b"x", 1j, [], [1, 2], {}, (1, 2), Payload(), RECURSIVE]
-ODD += [torch.zeros(3), torch.zeros(0), torch.tensor(3)]
+ODD = [10**9, 2**63, -1, 0, 1.5, float("nan"), None, True, "", "x", "../../x", "a\0b", "x" * 300]
+ODD += [b"x", 1j, [], [1, 2], {}, Payload(), RECURSIVE, torch.zeros(3), torch.zeros(0)]
 ODD += [torch.zeros(1).expand(100, 10**10)]  # 4 TB, in a file of a kilobyte
 
 
 def spoiled(saved, rng):
     """A copy of nested dicts in which a value is missing, not finite, or an odd one."""
-    saved = dict(saved)
     key = rng.choice(list(saved))
     value, dice = saved[key], rng.random()
     if isinstance(value, dict) and value and dice < 0.6:
-        saved[key] = spoiled(value, rng)
-    elif torch.is_tensor(value) and dice < 0.5:
-        saved[key] = value * float("nan")
-    elif dice < 0.7:
-        del saved[key]
-    else:
-        saved[key] = rng.choice(ODD)
-    return saved
+        return saved | {key: spoiled(value, rng)}
+    if torch.is_tensor(value) and dice < 0.5:
+        return saved | {key: value * float("nan")}
+    if dice < 0.7:
+        return {other: saved[other] for other in saved if other != key}
+    return saved | {key: rng.choice(ODD)}
 
 
 def hostile_file(saved, rng):
@@ -389,8 +363,7 @@ VALUES += ["\u2212", "\udcff", "\0", "\n", " ", "", "9" * 5000, "a" * 300, "(" *
 def command_line(rng):
     module = rng.choice(list(ALL.values()))
     line = rng.choices(VALUES, k=rng.randrange(3))
-    actions = module.build_parser()._actions
-    for action in rng.sample(actions, rng.randrange(5)):
+    for action in rng.sample(module.build_parser()._actions, rng.randrange(5)):
         value = "".join(rng.choices(VALUES, k=rng.choice((1, 1, 5))))
         line += [*action.option_strings, rng.choice([value, *map(str, action.choices or [])])]
     return module.parse_args, line
@@ -418,11 +391,10 @@ def test_hostile_checkpoints_do_no_harm(rng, name):
     """Not every field is checked: one of an absurd type may end in a traceback."""
     TRAINERS[name].main([*TINY, "--out", "whole"])
     saved = torch.load("whole/checkpoint.pt", weights_only=True)
-    for i in range(times(600, 8)):
-        out = Path("out", str(i))
-        out.mkdir(parents=True)
-        Path(out, "checkpoint.pt").write_bytes(hostile_file(saved, rng))
-        flags = ["--resume", "--epochs", "5", "--cache", "data", "--out", str(out)]
+    flags = ["--resume", "--epochs", "5", "--cache", "data", "--out", "out"]
+    for _ in range(times(600, 8)):
+        Path("out").mkdir(exist_ok=True)
+        Path("out/checkpoint.pt").write_bytes(hostile_file(saved, rng))
         try:
             end = outcome(TRAINERS[name].main, flags)
         except Exception as error:
@@ -441,7 +413,6 @@ WORDS += ["", "9" * 5000, "a" * 70_000]
 
 
 def hostile_answer(body, rng):
-    """The bytes of an HTTP answer, wrong in its lines, its headers or its body."""
     lines = [f"HTTP/1.1 {rng.choice([200, 200, 200, 301, 404, 429, 503, 'x', 99])} OK"]
     for header in rng.sample(HEADERS, rng.randrange(4)):
         lines.append(header + rng.choice(WORDS))
@@ -464,15 +435,9 @@ def test_hostile_answers_over_http_are_taken_or_refused(gallery, monkeypatch, rn
         COUNTS["hostile answers over HTTP"][end] += 1
 
 
-SETS = {"one image": (1, 0, 255), "equal": (16, 7, 8), "black": (40, 0, 1), "white": (3, 255, 256)}
-
-
 @pytest.mark.parametrize("name", TRAINERS)
-@pytest.mark.parametrize("kind", SETS)
-def test_sets_without_variety_train(name, kind):
-    n, low, high = SETS[kind]
-    pixels = np.random.default_rng(0).integers(low, high, (n, 16, 16, 3), np.uint8)
-    np.save("set.npy", pixels)
-    TRAINERS[name].main([*TINY, "--data", "set.npy", "--epochs", "2", "--out", "out"])
-    log = np.loadtxt("out/log.csv", delimiter=",", skiprows=1)
-    assert np.isfinite(log).all()
+@pytest.mark.parametrize("n, value", [(1, 7), (40, 0), (3, 255)])
+def test_sets_of_one_colour_train(name, n, value):
+    np.save("set.npy", np.full((n, 16, 16, 3), value, np.uint8))
+    TRAINERS[name].main([*TINY, "--epochs", "2", "--out", "out"])
+    assert np.isfinite(np.loadtxt("out/log.csv", delimiter=",", skiprows=1)).all()

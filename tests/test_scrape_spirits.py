@@ -25,6 +25,7 @@ from PIL import Image
 import scrape_spirits as s
 
 PICTURES = pictures(12)
+WHOLE = list(PICTURES.values())
 IMAGES = {f"/images/{name.replace(' ', '%20')}": body for name, body in PICTURES.items()}
 FIRST, *_, LAST = IMAGES
 
@@ -40,11 +41,9 @@ def quick(monkeypatch, tmp_path):
 def gallery():
     """The gallery with 12 spirits; a test changes `files` to spoil it."""
     with Gallery(IMAGES | {"/spirits": page(PICTURES)}) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         yield server
         server.shutdown()
-        thread.join()
 
 
 def run(server, *flags, page="/spirits", out="out"):
@@ -90,35 +89,20 @@ def answer(status=200, body=b"", length=None, **headers):
 # ---- The gallery, whole --------------------------------------------------------------------------
 
 
-def test_every_spirit_comes_byte_for_byte_under_its_own_name(gallery, capsys):
-    assert (run(gallery), bodies()) == (0, list(PICTURES.values()))
-    names = sorted(path.name for path in Path("out").glob("*.png"))
-    for name, original in zip(names, PICTURES):
-        assert re.fullmatch(re.escape(original[:-4].lower()) + r"-[0-9a-f]{8}\.png", name)
+def test_every_spirit_comes_byte_for_byte_into_manifest_and_contact_sheet(gallery, capsys):
+    assert (run(gallery), bodies()) == (0, WHOLE)
     assert "12 kept\n" in capsys.readouterr().out
     assert asked(gallery, "")[:2] == ["/robots.txt", "/spirits"]
     assert len(gallery.log) == 14  # no thumbnails, no logo
     for _, headers, _ in gallery.log:
         assert headers["User-Agent"].startswith("scrape_spirits/1 (")
         assert headers["Accept"] == "*/*"
-
-
-def test_the_manifest_says_what_came_from_where(gallery):
-    gallery.files["/spirits"] += spirits("images/gone.png")
-    assert run(gallery) == 1
-    records = manifest()
-    gone = records.pop(f"{gallery.url}/images/gone.png")
-    assert gone["file"] is None and gone["status"] == "HTTP Error 404: Not Found"
-    for url, record in records.items():
-        body = IMAGES[url.removeprefix(gallery.url)]
+    for path, body in IMAGES.items():
+        record = manifest()[gallery.url + path]
         assert Path("out", record["file"]).read_bytes() == body
         assert (record["size"], record["status"]) == (len(body), "kept")
         assert Image.open(io.BytesIO(body)).size == (record["width"], record["height"])
-
-
-def test_the_contact_sheet_lies_beside_the_folder(gallery):
-    assert run(gallery, out="a/b/.") == 0
-    with Image.open("a/b-contact.png") as sheet:
+    with Image.open("out-contact.png") as sheet:
         cells = np.split(np.asarray(sheet), 25, axis=1)
     assert [len(np.unique(cell)) > 9 for cell in cells] == [True] * 12 + [False] * 13
 
@@ -162,9 +146,10 @@ def test_small_pictures_are_left_out_unless_selected(gallery):
     files["/flat.png"] = png(64, height=20)
     tags = "".join(f"<p class=x><img src='{path}' width=999></p>" for path in files)
     gallery.files |= files | {"/blog": tags.encode()}
-    assert (run(gallery, page="/blog"), bodies()) == (0, [files["/33.png"]])
-    gallery.log.clear()
-    assert (run(gallery, page="/blog"), len(gallery.log)) == (0, 2)  # they are not fetched again
+    for fetched in (4, 0):  # they are not fetched again
+        gallery.log.clear()
+        assert (run(gallery, page="/blog"), bodies()) == (0, [files["/33.png"]])
+        assert len(gallery.log) == 2 + fetched
     assert run(gallery, "--min-side", 20, page="/blog") == 0
     assert bodies() == [files["/32.png"], files["/33.png"]]
     assert (run(gallery, "--select", "x", page="/blog"), len(bodies())) == (0, 4)
@@ -214,7 +199,6 @@ def test_an_element_gives_its_picture_files_else_its_images_else_its_links():
         "<a href=post/7><img src=0.png></a>": ["0.png"],
         "<img src=0.png><a href=1.JPG?size=9>x</a>": ["1.JPG?size=9"],
         "<a href=/wiki/File:1.png><img src=0.png></a>": ["0.png"],
-        "<a href=7>x</a>": ["7"],
         "<a href=1.png>x<a href=2.png>y": ["1.png", "2.png"],
     }.items():
         assert names(f"<div class=x>{html}</div><a href=no.png>", ["x"]) == expected
@@ -224,15 +208,11 @@ def test_a_page_without_spirits_gives_its_picture_files_and_its_largest_images()
     for html, expected in {
         '<a href="../">../</a><a href="1.png">1.png</a> <a href=a.txt>a</a>': ["1.png"],  # listings
         "<img src=i.gif><a href='?C=N'>Name</a><img src=i.gif> <a href=1.png>": ["1.png", "i.gif"],
-        "<a href=1.png><img src=i.gif></a> <a href=1.png>1.png</a>": ["1.png"],
         "<img src='data:image/gif;base64,R0lG' data-original=2.png>": ["2.png"],
-        "<img src=0.png srcset='0.png 40w, b/0.png 400w'>": ["b/0.png"],
-        "<img src=0.png data-src=1.png srcset='0.png 40w'>": ["1.png"],
         "<img src=0.png data-src=data:,x data-srcset='1.png 1x,2.png 1.5x'>": ["2.png"],
         "<img src=0.png srcset='a,b.png 2x , c.png, '>": ["a,b.png"],
         "<img src='pic 100x90.png'>": ["pic%20100x90.png"],
         "<img src=about:blank><img src=''><img src=logo.svg>": [],
-        "<picture><source srcset='1.png 3w, 2.png 9w'><img src=0.jpg></picture>": ["2.png"],
         "<picture><source srcset=1><source type=image/avif srcset=2><img></picture>": ["1"],
         "<a href=1.png><source srcset=0.png><img></a><img src=2.png>": ["1.png", "2.png"],
     }.items():
@@ -259,7 +239,6 @@ def test_a_name_is_safe_on_every_system():
         "a%3A%22%3Cb.png": "a___b",
         "Pok%C3%A9mon.png": "pokémon",
         "x" * 400 + ".png": "x" * 100,
-        "%E2%80%AEgnp.exe": "_gnp",
     }.items():
         name = s.file_name(f"http://h.test/{last}", "1a2b3c4d" + "0" * 56, ".png")
         assert name == f"{stem}-1a2b3c4d.png"
@@ -292,38 +271,25 @@ def drip(handler):
         time.sleep(0.01)
 
 
-def test_answers_that_give_the_picture(gallery):
-    first = iter([answer(500), answer(503), answer(408), stop_short])
-    gallery.files |= {
-        "/0.png": lambda handler: next(first, answer(200, png()))(handler),
-        "/1.png": answer(203, png(seed=1)),
-        "/2.png": answer(200, png(seed=2) + b"x" * 999, len(png(seed=2))),
-        "/3.png": answer(302, Location="y z.png"),
-        "/y%20z.png": png(seed=3),
-        "/spirits": spirits("0.png", "1.png", "2.png", "3.png"),
-    }
-    assert (run(gallery), bodies()) == (0, [png(seed=seed) for seed in range(4)])
-    assert len(asked(gallery, "/0.png")) == 5
+def test_after_four_failures_the_picture_may_still_come(gallery):
+    answers = iter([answer(500), answer(503), answer(408), stop_short, answer(203, png())])
+    gallery.files |= {"/spirits": spirits("x.png"), "/x.png": lambda h: next(answers)(h)}
+    assert (run(gallery), bodies()) == (0, [png()])
+    assert len(asked(gallery, "/x.png")) == 5
 
 
 @pytest.mark.parametrize(
     "reply, why, requests",  # the latter is how often it is asked for
     [
         (answer(404), "HTTP Error 404", 1),
-        (answer(500), "HTTP Error 500", 5),
         (stop_short, "cut short after 3,000 bytes", 5),
         (drip, "or 0.2 s", 1),
-        (answer(200, b"<!DOCTYPE html><html>none"), "it begins with b'<!DOCTYPE html>'", 1),
-        (answer(200, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "image file; ", 1),
+        (answer(200, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "image file; it ", 1),
         (answer(200, png()[:300] + b"\xff" * 40 + png()[340:]), "not a whole picture", 1),
-        (answer(200, png()[:-13]), "not a whole picture", 1),
         (answer(200, png(kind="JPEG")[:-500]), "not a whole picture: image file is truncated", 1),
         (answer(200, b"x" * 40_001), "more than 0.04 MB (--max-file)", 1),
         (lambda handler: time.sleep(0.2), "timed out", 0),  # an answer without a head is not logged
-        (lambda handler: handler.wfile.write(b"SSH-2.0-nothing\r\n"), "SSH", 0),
         (answer(302, Location="file:///etc/passwd"), "not allowed", 1),
-        (answer(302, Location="http://a:b@127.0.0.1/"), "", 1),
-        (answer(302, Location="/x.png"), "infinite loop", 5),
         (answer(429, Retry_After="86400"), "asks for a pause of 86,400 s", 1),
     ],
 )
@@ -334,8 +300,6 @@ def test_answers_that_give_none(gallery, monkeypatch, capsys, reply, why, reques
     assert len(asked(gallery, "/x")) == requests
     assert why in manifest()[f"{gallery.url}/x.png"]["status"]
     assert re.search(rf"x.png: .*{re.escape(why)}.*\n1 failed\n", capsys.readouterr().out)
-    gallery.files["/x.png"] = png()
-    assert (run(gallery), bodies()) == (0, [png()])
 
 
 def http_error(status, retry_after):
@@ -346,12 +310,10 @@ def test_a_retry_waits_as_long_as_the_host_asks_else_twice_as_long_each_time(mon
     monkeypatch.setattr(s, "BACKOFF", 1.0)
     date = formatdate(time.time() + 60, usegmt=True)
     assert 55 < s.seconds_to_wait(http_error(503, date), 0) <= 60
-    waits = {"7": 7, " 0 ": 0, "9" * 5000: float("inf"), "Wed, 21 Oct 2015 07:28:00 GMT": 0}
+    waits = {" 0 ": 0, "9" * 5000: float("inf"), "Wed, 21 Oct 2015 07:28:00 GMT": 0}
+    waits |= {"soon": 8, "-1": 8, "": 8, "Wed, 21 Oct 99999 07:28:00 GMT": 8}
     for text, seconds in waits.items():
-        assert s.seconds_to_wait(http_error(429, text), 0) == seconds
-    for text in ("soon", "-1", "", "Wed, 21 Oct 99999 07:28:00 GMT"):
-        waits = [s.seconds_to_wait(http_error(429, text), attempt) for attempt in range(4)]
-        assert waits == [1, 2, 4, 8]
+        assert s.seconds_to_wait(http_error(429, text), 3) == seconds
 
 
 @pytest.fixture
@@ -369,7 +331,6 @@ def test_only_what_may_pass_is_tried_again_and_pauses_everybody(clock):
         (http_error(429, "7"), 5, 7),
         (URLError(ConnectionRefusedError(111, "refused")), 5, 0.008),
         (URLError(certificate), 1, 0),
-        (http_error(418, "7"), 1, 0),
     ]:
         web, opener = s.Web(s.parse_args([])), Mock(side_effect=error)
         web.due, web.opener.open = clock.now, opener
@@ -382,16 +343,11 @@ def test_only_what_may_pass_is_tried_again_and_pauses_everybody(clock):
 def test_all_connections_together_keep_the_delay(clock):
     web = s.Web(s.parse_args(["--delay", "3", "--workers", "2"]))
     web.rules = {"http://h.test": [], "http://other.test": []}
-    request, other = (SimpleNamespace(full_url=f"{origin}/x") for origin in web.rules)
-    starts = []
-    for each in (request, request, other):
-        web.http_request(each)
-        starts.append(clock.now - 1e5)
-    assert starts == [0, 1.5, 3]
-    assert all(web in web.opener.process_request[scheme] for scheme in ("http", "https", "ftp"))
-    web.due = clock.now + 601
-    with pytest.raises(ValueError, match="the host asks for a pause of 601 s"):
-        web.http_request(request)
+    for origin, start in (("http://h.test", 0), ("http://h.test", 1.5), ("http://other.test", 3)):
+        web.http_request(SimpleNamespace(full_url=f"{origin}/x"))
+        assert clock.now - 1e5 == start
+    for scheme in ("http", "https", "ftp"):
+        assert web in web.opener.process_request[scheme]
 
 
 def robots(monkeypatch, text):
@@ -403,8 +359,7 @@ def test_robots_txt_is_obeyed(monkeypatch):
     ours = "User-agent: scrape_spirits\n"
     for text, path, free in [  # RFC 9309, 5.1, 5.2 and 2.2.3
         ("User-agent: *\nDisallow: /\n\n" + ours + "Disallow: /a", "/x", True),
-        (ours + "User-agent: b\nDisallow: /a", "/ab", False),
-        (ours + "Sitemap: /s\nUser-agent: b\nDisallow: /a", "/a", False),
+        (ours + "Sitemap: /s\nUser-agent: b\nDisallow: /a", "/ab", False),
         (ours + "Disallow: /a\nUser-agent: b\nDisallow: /c", "/c", True),
         (ours + "Allow: /\n" + ours + "Disallow: /a", "/a", False),
         ("\ufeffUser-Agent: Scrape_Spirits/2.0 # us\r\ndisallow : /\r\n", "/a", False),
@@ -424,22 +379,20 @@ def test_robots_txt_is_obeyed(monkeypatch):
         assert web.allows("http://h.test/") and web.gap == gap
 
 
-@pytest.mark.parametrize("status, code", [(404, 0), (410, 0), (401, 1), (403, 1), (500, 1)])
-def test_without_robots_txt_all_is_allowed_and_where_it_cannot_be_read_nothing(
-    gallery, capsys, status, code
-):
-    gallery.files["/robots.txt"] = answer(status)
-    assert run(gallery) == code
-    assert len(asked(gallery, "/spirits")) == 1 - code
-    assert (f"robots.txt: HTTP Error {status}" in capsys.readouterr().out) == code
+def test_without_robots_txt_all_is_allowed_and_where_it_is_not_read_nothing(gallery, capsys):
+    for status, code in {401: 1, 403: 1, 500: 1, 404: 0, 410: 0}.items():
+        gallery.files["/robots.txt"] = answer(status)
+        gallery.log.clear()
+        assert run(gallery) == code
+        assert len(asked(gallery, "/spirits")) == 1 - code
+        assert (f"robots.txt: HTTP Error {status}" in capsys.readouterr().out) == code
 
 
 def test_a_redirect_leads_only_where_robots_txt_allows(gallery):
     elsewhere = gallery.url.replace("127.0.0.1", "127.1")  # another name of the same address
     gallery.files["/robots.txt"] = answer(301, Location="/others/robots.txt")
     gallery.files["/others/robots.txt"] = b"User-agent: *\nDisallow: /secret"
-    gallery.files |= {"/y.png": png(), "/secret/z.png": png(seed=1)}
-    gallery.files["/spirits"] = spirits("x.png", "z.png")
+    gallery.files |= {"/spirits": spirits("x.png", "z.png"), "/y.png": png()}
     gallery.files["/x.png"] = answer(302, Location=f"{elsewhere}/y.png")
     gallery.files["/z.png"] = answer(302, Location="/secret/z.png")
     assert run(gallery, "--workers", 1) == 1 and bodies() == [png()]
@@ -460,34 +413,29 @@ def test_ten_failures_in_a_row_stop_the_run(gallery, capsys):
     out = capsys.readouterr().out
     assert "10 failed, 20 not tried\n" in out and "stopped after 10 failures in a row" in out
     assert len(asked(gallery, "/gone")) < 20
-    mixed = [link for pair in zip(gone, IMAGES) for link in pair]
-    gallery.files["/spirits"] = spirits(*mixed)
-    assert run(gallery, "--workers", 1) == 1 and len(bodies()) == 12
+    gallery.files["/spirits"] = spirits(*gone[:9], FIRST, *gone[9:18], LAST)
+    assert run(gallery, "--workers", 1) == 1 and bodies() == [IMAGES[FIRST], IMAGES[LAST]]
 
 
 def test_what_is_there_whole_is_never_fetched_again_and_the_rest_is(gallery, capsys):
     assert run(gallery) == 0
     gallery.files |= {FIRST: png(seed=5), LAST: answer(404)}
     gallery.log.clear()
-    assert (run(gallery), asked(gallery), bodies()) == (0, [], list(PICTURES.values()))
+    records = [record | {"etag": None} for record in manifest().values()]  # of an older version
+    failed = {"url": f"{gallery.url}/x", "file": None, "sha256": None, "status": "web page"}
+    lines = "".join(json.dumps(record) + "\n" for record in [*records, failed])
+    Path("out/manifest.jsonl").write_text(lines + 'null\n[]\n{}\n\x00\n{"url": "http')
+    for leftover in ("out/.x.png.1.tmp", ".out-contact.png.1.tmp"):  # of a run that was killed
+        Path(leftover).write_bytes(b"")
+    assert (run(gallery), asked(gallery), bodies()) == (0, [], WHOLE)
     assert "12 there already\n" in capsys.readouterr().out
+    assert list(manifest().values()) == records
+    assert not list(Path().rglob(".*.tmp"))
     _, second, third, *_ = sorted(Path("out").glob("*.png"))
     second.unlink()
     third.write_bytes(third.read_bytes()[:-20])
-    assert (run(gallery), bodies()) == (0, list(PICTURES.values()))
+    assert (run(gallery), bodies()) == (0, WHOLE)
     assert sorted(asked(gallery)) == list(IMAGES)[1:3] and len(manifest()) == 12
-
-
-def test_a_manifest_of_an_earlier_version_counts_and_damaged_lines_do_not(gallery):
-    assert run(gallery) == 0
-    gallery.log.clear()
-    records = [record | {"etag": None, "fresh": 1.5} for record in manifest().values()]
-    failed = {"url": f"{gallery.url}/x", "file": None, "sha256": None, "status": "web page"}
-    damaged = 'null\n[]\n{}\n\x00\n{"url": "http'
-    lines = "".join(json.dumps(record) + "\n" for record in [*records, failed])
-    Path("out/manifest.jsonl").write_text(lines + damaged)
-    assert run(gallery) == 0 and asked(gallery) == []
-    assert list(manifest().values()) == records
 
 
 def test_a_folder_of_other_files_is_left_alone(gallery, capsys):
@@ -501,46 +449,37 @@ def test_a_folder_of_other_files_is_left_alone(gallery, capsys):
 
 
 def test_a_full_disk_costs_the_new_file_alone(gallery, monkeypatch, capsys):
-    def full(number):
-        left.pop()
-        sync(number)
-
-    sync, left = os.fsync, [1, 2, 3, 4]  # the manifest and three pictures
-    monkeypatch.setattr(os, "fsync", full)
-    assert run(gallery, "--workers", 1) == 1
-    assert "not written; run again to continue (pop from empty list)" in capsys.readouterr().out
-    assert bodies() == list(PICTURES.values())[:3] and not list(Path("out").glob(".*.tmp"))
-    monkeypatch.setattr(os, "fsync", sync)
-    assert (run(gallery), bodies()) == (0, list(PICTURES.values()))
+    full = OSError(28, "No space left on device")  # after the manifest and three pictures
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", Mock(side_effect=[None] * 4 + [full]))
+        assert run(gallery, "--workers", 1) == 1
+    assert "not written; run again to continue ([Errno 28] No" in capsys.readouterr().out
+    assert bodies() == WHOLE[:3] and not list(Path("out").glob(".*.tmp"))
+    assert (run(gallery), bodies()) == (0, WHOLE)
 
 
 def start(server, *flags, script=s.__file__, **env):
     command = [sys.executable, script, "--url", server.url + "/spirits"]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    env = os.environ | env
-    return subprocess.Popen([*command, "--delay", "0", *flags], env=env, text=True, **pipes)
+    command += ["--delay", "0", *flags]
+    return subprocess.Popen(command, env=os.environ | env, text=True, **pipes)
 
 
-@pytest.mark.parametrize("script", ["copy.py", "-"])
-def test_the_script_runs_alone_from_standard_input_and_without_letters(gallery, script):
+def test_the_script_runs_alone_from_standard_input_and_without_letters(gallery):
     source = Path(s.__file__).read_text(encoding="utf-8")
-    Path("copy.py").write_text(source, encoding="utf-8")
     env = {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
-    with start(gallery, "--out", "\u0416", script=script, **env) as child:
-        out, errors = child.communicate(source if script == "-" else None, timeout=60)
+    with start(gallery, "--out", "a/\u0416", script="-", **env) as child:
+        out, errors = child.communicate(source, timeout=60)
     assert (child.returncode, errors) == (0, "") and "12 kept\n" in out and "?-contact.png" in out
-    assert bodies("\u0416") == list(PICTURES.values())
+    assert bodies("a/\u0416") == WHOLE
 
 
 @pytest.mark.parametrize("stdout", [None, io.StringIO()])
-def test_it_runs_in_a_notebook_and_in_a_thread(gallery, monkeypatch, stdout):
+def test_it_runs_in_a_notebook_and_without_a_console(gallery, monkeypatch, stdout):
     monkeypatch.setattr(sys, "stdout", stdout)
     flags = ["--url", gallery.url + "/spirits", "--delay", "0", "--out", "out"]
     monkeypatch.setattr(sys, "argv", [s.__file__, *flags])
-    names = {"run_name": "__main__"}  # as %run does
-    thread = threading.Thread(target=runpy.run_path, args=(s.__file__,), kwargs=names)
-    thread.start()
-    thread.join(60)
+    runpy.run_path(s.__file__, run_name="__main__")  # as %run does
     assert len(bodies()) == 12
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
     assert s.parse_args().limit == 10**9
@@ -550,25 +489,22 @@ def test_it_runs_in_a_notebook_and_in_a_thread(gallery, monkeypatch, stdout):
 def test_a_run_that_was_stopped_goes_on_where_it_was(gallery):
     def hold(handler):
         reached.set()
-        released.wait(30)
+        time.sleep(30)
 
-    reached, released = threading.Event(), threading.Event()
+    reached = threading.Event()
     gallery.files[LAST] = hold
     with start(gallery, "--workers", "1", "--out", "out") as child:
         assert reached.wait(30)
         child.send_signal(signal.SIGINT)
         out, errors = child.communicate(timeout=30)
-    released.set()
+
     assert (child.returncode, errors) == (130, "")
     assert re.search(r"\d+ kept, \d+ not tried\nstopped; the same command continues\n$", out)
-    for leftover in ("out/.x.png.1.tmp", ".out-contact.png.1.tmp"):  # of a run that was killed
-        Path(leftover).write_bytes(b"")
     there = len(bodies())
     gallery.files |= IMAGES
     gallery.log.clear()
-    assert (run(gallery), bodies()) == (0, list(PICTURES.values()))
+    assert (run(gallery), bodies()) == (0, WHOLE)
     assert len(asked(gallery)) == 12 - there < 12
-    assert not list(Path().rglob(".*.tmp"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -584,8 +520,6 @@ def test_wrong_flags_end_in_two_lines_and_exit_2(capsys):
         "--url=smashbros-ultimate.com": "--url smashbros-ultimate.com: not http(s)://HOST/...",
         "--url=http://me:secret@h.test/": "(NAME:PASSWORD@ is not supported)",
         "--limit=0": "--limit: must be 1 or more",
-        "--delay=-1": "--delay: must be 0 or more",
-        "--workers=0": "--workers: must be 1 or more",
         "--timeout=nan": "--timeout: must be 0.1 or more",
         "--work=3": "unrecognized arguments",
     }.items():

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -52,8 +53,7 @@ def load(path):
 
 @pytest.fixture
 def steps(folder, monkeypatch):
-    """What each step of a run is given, noted in place of training; all its values are its number,
-    from 1 on."""
+    """What each step of a run is given, in place of training; its values are its number from 1."""
     steps = []
 
     def note(G, critic, opt_G, opt_critic, batches, z_dim, gp_weight):
@@ -73,10 +73,10 @@ def steps(folder, monkeypatch):
 # ---- Steps ---------------------------------------------------------------------------------------
 
 
-@given(integers(1, 60), integers(1, 3), integers(1, 10), integers(0, 3))
+@given(integers(1, 60), integers(1, 3), integers(1, 10))
 @settings(deadline=None, max_examples=50)
-def test_epochs_are_permutations_without_a_partial_step(n, n_critic, batch_size, epoch):
-    order = wgan_gp.shuffled_indices(n, (n_critic, batch_size), epoch, seed=3)
+def test_epochs_are_permutations_without_a_partial_step(n, n_critic, batch_size):
+    order = wgan_gp.shuffled_indices(n, (n_critic, batch_size), epoch=1, seed=3)
     steps = max(1, n // (n_critic * batch_size))
     assert order.shape == (steps, n_critic, batch_size)
     counts = order.flatten().bincount(minlength=n)
@@ -84,7 +84,7 @@ def test_epochs_are_permutations_without_a_partial_step(n, n_critic, batch_size,
     assert counts.max() - counts.min() <= 1  # too few images for a step are repeated evenly
 
 
-def test_steps_take_images_and_classes_in_the_order_of_their_epoch(steps):
+def test_images_classes_and_random_numbers_of_a_step_follow_from_seed_epoch_and_step(steps):
     run("--epochs", 3, "--seed", 4, "--conditional")
     assert len(steps) == 3 * PER_EPOCH
     for t, step in enumerate(steps):
@@ -92,38 +92,30 @@ def test_steps_take_images_and_classes_in_the_order_of_their_epoch(steps):
         index = order_of(epoch, seed=4)[position]
         assert torch.equal(step.images, INPUTS[index])
         assert torch.equal(step.onehots, torch.eye(3)[LABELS[index]])
+        assert step.seed == np.random.SeedSequence([4, t, 0]).generate_state(1)[0]
 
 
 def test_hflip_mirrors_each_image_at_random(steps):
-    run("--epochs", 2, "--hflip")
+    run("--epochs", 1, "--hflip")
     images = torch.cat([step.images for step in steps])
-    plain = INPUTS[np.concatenate([order_of(0), order_of(1)]).flatten()]
+    plain = INPUTS[order_of(0).flatten()]
     upright = (images == plain).all((1, 2, 3))
     mirrored = (images == plain.flip(3)).all((1, 2, 3))
     assert (upright ^ mirrored).all()
-    shares = mirrored.view(20, 8).float().mean(1)  # of each batch
+    shares = mirrored.view(10, 8).float().mean(1)  # of each batch
     assert 0.35 < shares.mean() < 0.65
     assert len(shares.unique()) > 3
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6, 99])
-def test_any_batch_size_trains_on_a_set_of_any_size(folder, batch_size):
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 99])
+def test_any_batch_size_trains_on_few_images_and_in_a_thread(folder, batch_size):
     np.save("five.npy", IMAGES[:5])
-    run("--data", "five.npy", "--batch-size", batch_size, "--epochs", 2, trainer=dcgan)
+    flags = "--data", "five.npy", "--batch-size", batch_size, "--epochs", 2
+    with ThreadPoolExecutor(1) as pool:  # which may not catch signals
+        pool.submit(run, *flags, trainer=dcgan).result()
     for row in load("runs/dcgan/checkpoint.pt")["log"]:
         assert row["step"] == row["epoch"] * max(1, 5 // batch_size)
         assert row["images"] == row["step"] * batch_size
-
-
-def test_random_numbers_are_a_function_of_seed_step_and_process(steps):
-    run("--epochs", 2, "--out", "a")
-    run("--epochs", 2, "--out", "b")
-    run("--epochs", 2, "--out", "c", "--seed", 1)
-    seeds = [step.seed for step in steps]
-    assert seeds[:10] == seeds[10:20]
-    assert len(set(seeds)) == 20
-    for t, seed in enumerate(seeds[:10]):
-        assert seed == np.random.SeedSequence([0, t, 0]).generate_state(1)[0]
 
 
 def test_the_learning_rate_falls_linearly_to_zero_with_lr_decay_alone(steps):
@@ -138,20 +130,19 @@ def test_the_learning_rate_falls_linearly_to_zero_with_lr_decay_alone(steps):
 def test_the_average_follows_weights_and_batch_norm_statistics():
     torch.manual_seed(0)
     G = wgan_gp.Generator(16, 8, 4)
-    G_ema = copy.deepcopy(G)
-    before = copy.deepcopy(G.state_dict())
+    G_ema, before = copy.deepcopy(G), copy.deepcopy(G).state_dict()
     G(torch.randn(4, 8))  # moves the statistics
     for p in G.parameters():
         p.data += 1
     wgan_gp.update_ema(G_ema, G, 0.1)
     for name, value in G.state_dict().items():
-        if not name.endswith("num_batches_tracked"):
+        if value.is_floating_point():
             assert not torch.equal(value, before[name])
             mean = 0.9 * before[name] + 0.1 * value
             torch.testing.assert_close(G_ema.state_dict()[name], mean)
 
 
-def test_the_averages_memory_is_short_at_the_start_and_none_with_ema_0(steps, monkeypatch):
+def test_the_averages_memory_is_short_at_the_start(steps, monkeypatch):
     weights = []
 
     def note(G_ema, G, weight):
@@ -162,8 +153,6 @@ def test_the_averages_memory_is_short_at_the_start_and_none_with_ema_0(steps, mo
     for t, weight in enumerate(weights):
         decay = min(0.5, (1 + t) / (10 + t))
         assert weight == pytest.approx(1 - decay)
-    run("--epochs", 1, "--ema", 0, "--out", "raw")  # the generator itself
-    assert weights[10:] == [1] * PER_EPOCH
 
 
 def test_an_optimizer_step_uses_the_gradients_of_its_own_loss_and_network():
@@ -179,10 +168,8 @@ def test_an_optimizer_step_uses_the_gradients_of_its_own_loss_and_network():
 
 def test_logged_values_are_means_over_the_steps_of_their_epoch(steps):
     run("--epochs", 3)
-    saved = load("runs/wgan_gp/checkpoint.pt")
-    losses = [row["critic_loss"] for row in saved["log"]]
+    losses = [row["critic_loss"] for row in load("runs/wgan_gp/checkpoint.pt")["log"]]
     assert losses == [3, 8, 13]  # of 1 to 5, of 6 to 10, of 11 to 15
-    assert not saved["totals"].any()
 
 
 # ---- Learning, precision, devices ----------------------------------------------------------------
@@ -198,18 +185,14 @@ def test_it_learns_the_colours_of_two_halves(folder):
     saved = load("runs/dcgan/checkpoint.pt")
     G = dcgan.Generator(**saved["generator"])
     G.load_state_dict(saved["G_ema"])
-    samples = dcgan.sample(G, dcgan.latents(range(100), 8)).double()
-    left = samples[..., :8].mean((0, 2, 3)).tolist()  # those of grey images would be 100 off
-    right = samples[..., 8:].mean((0, 2, 3)).tolist()
-    assert left == pytest.approx([132, 42, 42], abs=40)
-    assert right == pytest.approx([102, 162, 232], abs=40)
+    columns = dcgan.sample(G, dcgan.latents(range(100), 8)).double().mean((0, 2)).T
+    assert np.allclose(columns, halves[0] + 12, rtol=0, atol=40)  # grey would be 100 off
 
 
 @pytest.mark.parametrize("trainer", [dcgan, wgan, wgan_gp])
 def test_bfloat16_gives_nearly_the_values_of_float32(folder, trainer):
-    flags = "--lr", 1e-3, "--epochs", 1
-    run("--precision", "fp32", "--out", "fp32", *flags, trainer=trainer)
-    run("--precision", "bf16", "--out", "bf16", *flags, trainer=trainer)
+    for precision in ("fp32", "bf16"):
+        run("--precision", precision, "--out", precision, "--epochs", 1, trainer=trainer)
     saved = load("bf16/checkpoint.pt")
     exact, rough = load("fp32/checkpoint.pt")["log"][0], saved["log"][0]
     assert exact["g_loss"] != rough["g_loss"]
@@ -217,12 +200,6 @@ def test_bfloat16_gives_nearly_the_values_of_float32(folder, trainer):
         assert exact[name] == pytest.approx(rough[name], rel=0.05, abs=1e-4)
     for value in saved["G"].values():
         assert value.dtype in (torch.float32, torch.int64)
-
-
-def test_main_runs_in_a_thread_which_may_not_catch_signals(folder):
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(run, "--epochs", 1).result()
-    assert load("runs/wgan_gp/checkpoint.pt")["epoch"] == 1
 
 
 def test_sprites_train_on_one_thread_and_other_data_on_all(monkeypatch):
@@ -250,18 +227,17 @@ import wgan_gp
 noted, train_step = {"values": [], "seeds": [], "images": []}, wgan_gp.train_step
 
 def note(critic, batches, **rest):
+    noted["seeds"].append(torch.initial_seed())
     if not noted["values"]:
         torch.save(gradients(), f"gradients-{wgan_gp.RANK}")
-    noted["seeds"].append(torch.initial_seed())
     noted["images"] += [real for real, _ in batches]
     noted["values"].append(train_step(critic=critic, batches=batches, **rest))
     noted["critic"] = critic.state_dict()
     return noted["values"][-1]
 
 def gradients():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        critic, x = wgan_gp.Critic(16, 4).double(), torch.rand(8, 3, 16, 16).double()
+    torch.manual_seed(0)
+    critic, x = wgan_gp.Critic(16, 4).double(), torch.rand(8, 3, 16, 16).double()
     opt = torch.optim.SGD(critic.parameters(), 0.1)
     wgan_gp.optimizer_step(opt, critic(x[wgan_gp.RANK :: wgan_gp.WORLD]).square().mean())
     return [p.grad for p in critic.parameters()]
@@ -295,46 +271,35 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(two, monke
     monkeypatch.syspath_prepend(two[0])
     import process
 
-    whole = process.gradients()
     for rank in (0, 1):
         halves = load(two[0] / f"gradients-{rank}")
-        torch.testing.assert_close(halves, whole, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(halves, process.gradients(), rtol=1e-9, atol=1e-12)
 
 
-def test_two_processes_share_out_each_batch_and_have_latents_of_their_own(two):
+def test_two_processes_share_out_each_batch_stay_equal_and_log_the_means_of_both(two):
     first, second = load(two[0] / "noted-0"), load(two[0] / "noted-1")
     assert len({*first["seeds"], *second["seeds"]}) == 4 * PER_EPOCH
+    both = torch.stack([torch.cat(first["images"]), torch.cat(second["images"])], 1)
     order = np.concatenate([order_of(0), order_of(1)]).flatten()
-    assert torch.equal(torch.cat(first["images"]), INPUTS[order[0::2]])
-    assert torch.equal(torch.cat(second["images"]), INPUTS[order[1::2]])
-
-
-def test_two_processes_stay_equal_and_log_the_means_of_both(two):
-    first, second = load(two[0] / "noted-0"), load(two[0] / "noted-1")
+    assert torch.equal(both.flatten(0, 1), INPUTS[order])
     saved = load(two[0] / "out/checkpoint.pt")
-    for name, value in saved["critic"].items():
-        assert torch.equal(first["critic"][name], value)
-        assert torch.equal(second["critic"][name], value)
+    torch.testing.assert_close(first["critic"], saved["critic"], rtol=0, atol=0)
+    torch.testing.assert_close(second["critic"], saved["critic"], rtol=0, atol=0)
     values = (torch.stack(first["values"]) + torch.stack(second["values"])) / 2
     for row, means in zip(saved["log"], values.view(2, PER_EPOCH, 5).mean(1)):
-        logged = [row[name] for name in wgan_gp.COLUMNS]
-        assert logged == pytest.approx(means.tolist(), rel=1e-5)
-    assert [row["images"] for row in saved["log"]] == [80, 160]
+        assert [*row.values()][4:] == pytest.approx(means.tolist(), rel=1e-5)
+    assert saved["log"][1]["images"] == 160
     assert two[1].count("epoch   2/2") == 1
 
 
 def test_one_process_goes_on_where_two_stopped(two, folder):
-    Path("out").mkdir()
-    Path("out/checkpoint.pt").write_bytes((two[0] / "out/checkpoint.pt").read_bytes())
+    shutil.copytree(two[0] / "out", "out")
     wgan_gp.main("--out out --resume --epochs 3".split())
-    saved = load("out/checkpoint.pt")
-    assert [row["step"] for row in saved["log"]] == [5, 10, 15]
-    assert saved["classes"] == ["0", "1", "2"]
+    assert load("out/checkpoint.pt")["step"] == 3 * PER_EPOCH
 
 
 def test_a_batch_that_processes_cannot_share_out_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(wgan_gp, "WORLD", 3)
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match="2"):
         wgan_gp.parse_args(["--batch-size", "64"])
-    assert stop.value.code == 2
     assert "--batch-size 64: must be a multiple of 3 processes" in capsys.readouterr().err
