@@ -96,8 +96,8 @@ FORMAT = 2  # of checkpoints and snapshots
 SCRIPT = Path(globals().get("__file__", MODEL)).name
 COLUMNS = ("critic_loss", "g_loss", "wasserstein", "clipped")  # of one step
 # What --data sprites takes instead of the paper's settings
-DEMO = {"g_width": 24, "d_width": 24, "batch_size": 16, "epochs": 62, "lr": 3e-4, "ema": 0.99}
-DEMO["n_critic"] = 2
+DEMO = {"g_width": 16, "d_width": 16, "batch_size": 16, "epochs": 30, "lr": 6e-4, "ema": 0.99}
+DEMO["n_critic"] = 1
 
 # ---- Networks ------------------------------------------------------------------------------------
 
@@ -275,7 +275,7 @@ def new_state(parts, images, classes):
     name, their average, sums of the epoch in progress, counts, and the rows of the log."""
     G_ema = copy.deepcopy(parts["G"]).eval().requires_grad_(False)
     totals = torch.zeros(len(COLUMNS), device=next(G_ema.parameters()).device)
-    state = SimpleNamespace(**parts, G_ema=G_ema, totals=totals, images=images, classes=classes)
+    state = SimpleNamespace(images=images, classes=classes, **parts, G_ema=G_ema, totals=totals)
     state.step = 0  # generator updates
     state.epoch = 0  # finished epochs
     state.seconds = 0.0
