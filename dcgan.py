@@ -474,7 +474,6 @@ def end_epoch(state, args):
     speed = f"{images / state.seconds:,.0f} images/s  {left // 60}:{left % 60:02} left"
     print(f"epoch {state.epoch:>3}/{args.epochs}  {values}  {speed}", flush=True)
     last = state.epoch == args.epochs
-    draws = last or state.epoch % max(1, args.epochs // 20) == 0  # for it takes half a second
     if RANK == 0:
         with one_line(f"{args.out}: the log or the sample grid is not written", warn=True):
             with atomic(f"{args.out}/log.csv", "w") as file:
@@ -483,7 +482,8 @@ def end_epoch(state, args):
                     print(*line.values(), sep=",", file=file)
             with atomic(f"{args.out}/samples/epoch_{state.epoch:04}.png") as file:
                 torchvision.utils.save_image(sample_grid(state, args), file, format="png")
-        if draws and find_spec("matplotlib"):
+        rare = state.epoch.bit_count() == 1  # 1, 2, 4, 8, ...: drawing takes half a second
+        if (last or rare) and find_spec("matplotlib"):
             with one_line(f"{args.out}: the curves are not drawn", warn=True):
                 draw_curves(state.log, f"{args.out}/loss.png")
     if last or (args.snapshot_every and state.epoch % args.snapshot_every == 0):

@@ -255,6 +255,16 @@ def test_the_readme_is_short():
     assert len(read("README.md").splitlines()) <= 170
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_readme_counts_the_lines_of_a_script_and_of_its_paper(script):
+    text = read(script)
+    counts = f"{len(text.splitlines()):,}"
+    if script in TRAINERS:
+        paper = text.partition("# ---- Training loop")[0]
+        counts = f"{len(paper.splitlines()):,}, {counts}"
+    assert re.search(rf"^\| \[{script}\].* \| {counts} \|", read("README.md"), re.MULTILINE)
+
+
 def test_ci_runs_the_commands_of_the_readme():
     readme = read("README.md")
     test = "pip install -r tests/requirements.txt && pytest"
