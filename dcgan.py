@@ -409,10 +409,10 @@ def lock(out):
         yield
 
 
-def restore(state, saved):
+def restore(state, checkpoint):
     """Bring the state to where a checkpoint left it; --lr and --betas stay those of the flags."""
     for name, value in vars(state).items():
-        kept = saved[name]
+        kept = checkpoint[name]
         if isinstance(value, torch.optim.Optimizer):
             for p, moments in zip(value.param_groups[0]["params"], kept["state"].values()):
                 for key, moment in moments.items():  # in p's shape and memory layout
@@ -433,14 +433,14 @@ def save(state, args, name, keys=None):
     generator = {"size": args.size, "z_dim": args.z_dim, "width": args.g_width, "norm": args.norm}
     if state.classes:
         generator["classes"] = len(state.classes)
-    saved = {"format": FORMAT, "script": MODEL, "generator": generator, "args": vars(args)}
+    checkpoint = {"format": FORMAT, "script": MODEL, "generator": generator, "args": vars(args)}
     for key in keys or vars(state):
         value = getattr(state, key)
         if isinstance(value, nn.Module):
             check_finite(value.state_dict().values(), state, args)
-        saved[key] = value.state_dict() if hasattr(value, "state_dict") else value
+        checkpoint[key] = value.state_dict() if hasattr(value, "state_dict") else value
     buffer = io.BytesIO()  # torch.save would hide a full disk's own error
-    torch.save(saved, buffer)
+    torch.save(checkpoint, buffer)
     if RANK == 0:
         with one_line(f"{args.out}/{name}: not written; what was there is intact"):
             with atomic(f"{args.out}/{name}") as file:
@@ -870,26 +870,26 @@ def build_parser():
 FREE = "data cache epochs lr betas lr_decay device precision no_graph snapshot_every out resume"
 
 
-def parse_args(argv=None, saved=None):
-    """The checked flags; `saved` are those of the run that is resumed."""
+def parse_args(argv=None, earlier=None):
+    """The checked flags; `earlier` are those of the run that is resumed."""
     if argv is None and sys.argv[0].endswith("kernel_launcher.py"):  # a notebook's own flags
         argv = []
     parser = build_parser()
-    args = parser.parse_args(argv, argparse.Namespace(**(saved or {})))
-    if args.data == "sprites" and not saved:
+    args = parser.parse_args(argv, argparse.Namespace(**(earlier or {})))
+    if args.data == "sprites" and not earlier:
         parser.set_defaults(**DEMO)
         args = parser.parse_args(argv)
     for name, value in vars(args).items():
         flag = f"--{name.replace('_', '-')}"
-        if saved and name not in FREE.split() and value != saved.get(name, value):
-            parser.error(f"{flag}: the run in {args.out} has {saved[name]}; leave {flag} out")
+        if earlier and name not in FREE.split() and value != earlier.get(name, value):
+            parser.error(f"{flag}: the run in {args.out} has {earlier[name]}; leave {flag} out")
         least = 0 if name in ("seed", "snapshot_every", "ema", "gp_weight") else 1e-9
         if type(value) in (int, float) and not least <= value < 2**63:
             parser.error(f"{flag} {value}: must be {'0 or more' if least == 0 else 'above 0'}")
     decays = [args.ema, *getattr(args, "betas", [])]
     if not all(0 <= decay < 1 for decay in decays):
         parser.error("--ema and --betas: must be in [0, 1)")
-    if args.batch_size % WORLD and (saved or not args.resume):
+    if args.batch_size % WORLD and (earlier or not args.resume):
         parser.error(f"--batch-size {args.batch_size}: must be a multiple of {WORLD} processes")
     try:
         base_resolution(args.size)
@@ -978,18 +978,18 @@ def describe(images, args, device_name):
 
 
 def main(argv=None):
-    args, saved = parse_args(argv), None
-    checkpoint = Path(f"{args.out}/checkpoint.pt")
-    if os.path.exists(checkpoint) and not args.resume:
+    args, checkpoint = parse_args(argv), None
+    path = Path(f"{args.out}/checkpoint.pt")
+    if os.path.exists(path) and not args.resume:
         raise SystemExit(f"--out {args.out}: holds a run; name another folder, or add --resume")
     with lock(args.out):
         if args.resume:
-            with one_line(f"{checkpoint}: no checkpoint of {MODEL} to go on from"):
-                saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-                if (saved["script"], saved["format"]) != (MODEL, FORMAT):
-                    raise ValueError(f"of {saved['script']}, format {saved['format']}")
-                args = parse_args(argv, {**saved["args"], "out": args.out})
-                if args.lr_decay and args.epochs != saved["args"]["epochs"]:
+            with one_line(f"{path}: no checkpoint of {MODEL} to go on from"):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+                if (checkpoint["script"], checkpoint["format"]) != (MODEL, FORMAT):
+                    raise ValueError(f"of {checkpoint['script']}, format {checkpoint['format']}")
+                args = parse_args(argv, {**checkpoint["args"], "out": args.out})
+                if args.lr_decay and args.epochs != checkpoint["args"]["epochs"]:
                     print("--lr-decay: other --epochs, so the learning rate jumps to another line")
         if os.path.exists(args.data) and args.data not in NAMES:
             args.data = os.path.abspath(args.data)  # a resumed run may start from elsewhere
@@ -1010,16 +1010,16 @@ def main(argv=None):
         torch.manual_seed(args.seed)
         parts, step = build(args, len(classes), device)
         state = new_state(parts, len(images), classes)
-        if saved:
-            with one_line(f"{checkpoint}: does not fit this run"):
-                restore(state, saved)
+        if checkpoint:
+            with one_line(f"{path}: does not fit this run"):
+                restore(state, checkpoint)
         describe(len(images), args, device_name)
         if state.epoch >= args.epochs:
             print(f"finished at epoch {state.epoch}; to go on, add --epochs {state.epoch + 40}")
         else:
             if RANK == 0:
                 write_args(args, device_name)
-            if not saved:
+            if not checkpoint:
                 save(state, args, "checkpoint.pt")
             with catch_signals() as signals:
                 train(state, images, labels, step, args, bf16, signals)

@@ -543,7 +543,7 @@ def main(argv=None):
     device = find_device(args.device)
     network = ()
     if args.generator:
-        with one_line(f"--generator {args.generator}: not loaded"):
+        with one_line(f"--generator {args.generator}: not loaded; takes FILE.py:CLASS"):
             network = import_generator(args.generator, args.checkpoint)
     G, info = load_generator(args.checkpoint, args.raw, args.key, *network)
     print(f"{args.checkpoint}: {info['weights']}, latents of {info['z_dim']}; {device}")

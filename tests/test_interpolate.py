@@ -458,7 +458,7 @@ def test_a_class_of_any_file_takes_two_or_four_dimensions(layer, capsys, name):
 
 def test_a_class_that_is_not_there_is_named(layer):
     message = refusal("other.pt --generator models/other.py:Nowhere")
-    assert message == "--generator models/other.py:Nowhere: not loaded ('Nowhere')"
+    assert message.endswith(":Nowhere: not loaded; takes FILE.py:CLASS ('Nowhere')")
 
 
 def test_a_class_is_called_with_the_arguments_of_the_trainer(G):

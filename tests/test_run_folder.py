@@ -415,7 +415,7 @@ def test_resume_refuses_a_foreign_checkpoint_in_one_line(out):
     assert not Path("hostile-code-ran").exists()
     assert "no checkpoint of wgan_gp.py to go on from" in one_line_of(resume, "typo")
     shutil.copy(out / "snapshots/epoch_0003.pt", path)
-    assert "checkpoint.pt: does not fit this run ('G')" in one_line_of(resume, out)
+    assert "checkpoint.pt: does not fit this run ('images')" in one_line_of(resume, out)
 
 
 @pytest.mark.parametrize("what, step", [("loss", 18), ("weight", 20)])
@@ -465,10 +465,10 @@ def test_wrong_flags_end_in_one_line_and_exit_2(capsys, flags):
 
 def test_sprites_take_settings_of_their_own_and_say_which(capsys):
     args = wgan_gp.parse_args("--lr 1e-3 --betas 0 0 --seed 0 --snapshot-every 0 --ema 0".split())
-    assert (args.g_width, args.batch_size, args.lr, args.ema) == (24, 16, 1e-3, 0)
+    assert (args.g_width, args.batch_size, args.lr, args.ema) == (16, 16, 1e-3, 0)
     wgan_gp.describe(2048, args, "cpu")
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("a short demonstration, with {'g_width': 24, ")
+    assert last.startswith("a short demonstration, with {'g_width': 16, ")
     assert "'lr': 0.001" in last
 
 
