@@ -19,7 +19,7 @@ non-saturating one, which has a gradient while D still wins.
 
 Usage (each run needs an --out of its own)
     python dcgan.py                                   sprites made on the spot, no download
-    python dcgan.py --data cifar10                    the published setting at 32x32
+    python dcgan.py --data cifar10                    the paper's settings at 32x32
     python dcgan.py --data cifar10 --g-width 64 --d-width 64 --batch-size 64 --hflip   best tried
     python dcgan.py --data photos/ --size 64 --out runs/photos
     python dcgan.py --data cifar10 --conditional      conditional on the class, a row of each
@@ -36,7 +36,7 @@ Writes to --out (default runs/ and the name of this file)
     snapshots/epoch_0010.pt    the generator alone
 
 Departures from the paper
-    1. Latents are N(0, I), not uniform on [-1, 1]^100: what every later GAN uses.
+    1. Latents are N(0, I), not uniform on [-1, 1]^100: what most later GANs use.
     2. At 32x32 there is one doubling fewer than at the paper's 64.
     3. One batch of fakes serves both updates, so G runs once and not twice per step.
     4. Samples come from an exponential moving average of G's weights: --ema 0 gives the raw ones.
@@ -637,7 +637,7 @@ def decode(source, chosen, size, file):
     if small:
         print(f"{len(small):,} of them are smaller than {size}x{size} and are enlarged")
     if len(failed) == len(chosen):
-        raise SystemExit("no image is left; if they are in a .zip, try it unpacked")
+        raise SystemExit("no image could be read; if they are in a .zip, unpack it")
     kept = [i for i in chosen if i not in failed]
     file.write(np.take(source.labels, kept).astype(np.int64).tobytes())
 
@@ -650,7 +650,7 @@ def check_classes(labels, classes):
     print("classes:", counts)
     for name in classes:
         if counts[name] < 10 or name in (".", "train", "val", "test"):
-            print(f"is {name} a class? If not, name the others with --classes, or a sub-folder")
+            print(f"is {name} a class? If not, pick the rest with --classes, or a sub-folder")
 
 
 def open_data(data, size, cache):
@@ -741,7 +741,7 @@ def open_folder(path):
             files.append(name)
     names = [name for name in files if name.lower().endswith(SUFFIXES)]
     if not names:
-        raise ValueError(f"there are no images in it, and {len(files):,} other files")
+        raise ValueError(f"none of the {len(files):,} files in it is an image")
     if len(names) < len(files):
         print(f"{path}: {len(names):,} images, {len(files) - len(names):,} other files")
     folders = [[*name.split("/")[:-1], "."] for name in names]
@@ -831,7 +831,7 @@ def build_parser():
     group = parser.add_argument_group("data")
     add("--data", "sprites", "sprites, cifar10, stl10, or a folder, .zip, .npy or .npz of images")
     group.add_argument("--classes", nargs="+", help="classes to train on, instead of all")
-    switch("--conditional", "condition on the class; a row of samples each")
+    switch("--conditional", "condition on the class; grids have a row each")
     switch("--hflip", "mirror images at random; not for text or digits")
     add("--cache", "data", "folder for downloads and decoded images")
     add("--size", 32, "height and width: 4, 5, 6 or 7 times a power of two, 16 to 256")
@@ -974,7 +974,7 @@ def describe(images, args, device_name):
     elif steps < 2000:
         epochs = 1 + 5000 // max(1, images // (args.n_critic * 32))
         flags = f'--batch-size 32 --lr 4e-4 --ema 0.99 --epochs {epochs} --out "{args.out}-longer"'
-        print(f"which is few; to the same command add {flags}")
+        print(f"that is few; to the same command add {flags}")
 
 
 def main(argv=None):
@@ -990,7 +990,7 @@ def main(argv=None):
                     raise ValueError(f"of {checkpoint['script']}, format {checkpoint['format']}")
                 args = parse_args(argv, {**checkpoint["args"], "out": args.out})
                 if args.lr_decay and args.epochs != checkpoint["args"]["epochs"]:
-                    print("--lr-decay: other --epochs, so the learning rate jumps to another line")
+                    print("--lr-decay: --epochs has changed, so the learning rate will jump")
         if os.path.exists(args.data) and args.data not in NAMES:
             args.data = os.path.abspath(args.data)  # a resumed run may start from elsewhere
         device, device_name, bf16 = set_up_device(args)

@@ -33,7 +33,7 @@ silence. Files written: those of the flags, and in --cache REAL's statistics and
 the Inception weights are kept where torch.hub keeps its files.
 
 Departures from pytorch-fid, whose number it gives
-    1. Transparency is composed on white, 16 bits are scaled to 8 and EXIF rotations are applied;
+    1. Alpha is composited on white, 16 bits are scaled to 8 and EXIF rotations are applied;
        pytorch-fid drops, clips and ignores them.
     2. tr (Sigma1 Sigma2)^(1/2) is the nuclear norm of R1 R2^T for any R with R^T R = Sigma: real by
        construction, and of a small matrix where N < width.
@@ -142,7 +142,7 @@ def load_inception(args, device):
     weights of the last layer (1008, 2048); the published score leaves out the bias as well."""
     path = Path(args.weights or f"{torch.hub.get_dir()}/checkpoints/{FILE}")
     if not args.weights:
-        with one_line(f"{WEIGHTS}: no download; put it at {path}, or name it with --weights"):
+        with one_line(f"{WEIGHTS}: download failed; put it at {path}, or use --weights"):
             torch.hub.load_state_dict_from_url(WEIGHTS, check_hash=True, weights_only=True)
     weights = read_weights(path)
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
@@ -152,7 +152,7 @@ def load_inception(args, device):
             net.fc = weights["fc.weight"].float()
     net.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     if net.sha256 != PUBLISHED:
-        print(f"warning: {path} is not the published file; its FID compares with none elsewhere",
+        print(f"warning: {path} is not the published file; its FID is comparable to no other",
               file=sys.stderr)  # fmt: skip
     return net
 
@@ -339,7 +339,7 @@ def check_number(name, n, args):
     """SystemExit where n, a number of images, is too small."""
     if n < 2 or (n < 2048 and not args.allow_few):
         why = f"FID{args.suffix} grows as N falls; take more, or compare equal N with --allow-few"
-        raise SystemExit(f"{name}: {n:,} images are few: {why}")
+        raise SystemExit(f"{name}: only {n:,} image(s): {why}")
 
 
 # ---- Statistics ----------------------------------------------------------------------------------
@@ -426,9 +426,9 @@ def load_stats(path, args):
         sigma = np.asarray_chkfinite(arrays["sigma"], float)
         n = arrays["n"].item() if "n" in arrays else "unknown"
     if mu.shape != (args.dims,):
-        raise ValueError(f"statistics that take --dims {mu.size}")
+        raise ValueError(f"they need --dims {mu.size}")
     if not np.allclose(sigma, sigma.T):
-        raise ValueError("sigma is no covariance: it is not symmetric")
+        raise ValueError("sigma is not symmetric: not a covariance")
     return Set(path, n, mu=mu, root=square_root(sigma.reshape(args.dims, args.dims)), info={})
 
 
@@ -822,7 +822,7 @@ def open_folder(path):
             files.append(name)
     names = [name for name in files if name.lower().endswith(SUFFIXES)]
     if not names:
-        raise ValueError(f"there are no images in it, and {len(files):,} other files")
+        raise ValueError(f"none of the {len(files):,} files in it is an image")
     if len(names) < len(files):
         print(f"{path}: {len(names):,} images, {len(files) - len(names):,} other files")
     folders = [[*name.split("/")[:-1], "."] for name in names]
@@ -919,7 +919,7 @@ def build_parser():
     add("--key", "", "name of the state dict that is the generator, where a file holds several")
     size = "height and width to crop and resize to; 0 keeps them (default: those of a generator)"
     add("--size", None, size)
-    switch("--allow-few", "take fewer than 2048 images, to compare sets of equal N; never to quote")
+    switch("--allow-few", "accept under 2048 images, to compare sets of equal N; not to be quoted")
     add("--cache", "data", "folder for downloads and REAL's statistics")
     group = parser.add_argument_group("measures")
     switch("--kid", "kernel Inception distance: for few images as well")
@@ -948,7 +948,7 @@ def parse_args(argv=None):
     parser = build_parser()
     args = parser.parse_args(argv)
     if not args.fake and not args.save_stats:
-        parser.error("name a FAKE; without one there is --save-stats FILE.npz alone")
+        parser.error("name a FAKE, or --save-stats FILE.npz to measure REAL alone")
     if args.inception_score and args.dims != 2048:
         parser.error(f"--is: takes the whole network, not --dims {args.dims}")
     if args.plot:  # of a run folder, its snapshots

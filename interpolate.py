@@ -409,7 +409,7 @@ def expression(text):
     while rest:  # it begins with a sign, perhaps a factor, and a seed or seeds in parentheses
         match = re.match(r"([+-])\s*((?:(\d{1,3}(?:\.\d*)?)\*)?(\d+|\([\d,\s]+\)))\s*", rest)
         if not match:
-            raise argparse.ArgumentTypeError(f"{rest!r} is not understood; (3,5)-17+0.5*42 is")
+            raise argparse.ArgumentTypeError(f"{rest!r} is not a sum such as (3,5)-17+0.5*42")
         sign, term, factor, seeds = match.groups()
         seeds = seed_list(seeds.strip("()"))
         terms.append((-1 if sign == "-" else 1, float(factor or 1), seeds, f"{sign} {term}"))
@@ -424,7 +424,7 @@ def seed_list(text):
         match = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", part)
         numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else []
         if not 0 < len(numbers) <= 1000:
-            raise argparse.ArgumentTypeError(f"{text!r} is not understood; 3,17,40-42 is")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 3,17,40-42")
         seeds += numbers
     return seeds
 

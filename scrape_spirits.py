@@ -77,7 +77,7 @@ def list_pictures(web, args, failed):
             failed.pop()
     if not pictures and not failed:
         what = f"elements of class {' '.join(args.select)!r}" if args.select else "pictures"
-        raise SystemExit(f"no {what} in the HTML of the host; what a script adds is not seen")
+        raise SystemExit(f"no {what} in the host's HTML; what scripts add is not seen")
     chosen = list(pictures)[: args.limit]
     allowed = [url for url in chosen if web.allows(url)]
     print(f"{len(chosen):,} pictures, {len(chosen) - len(allowed):,} forbidden by robots.txt")

@@ -306,7 +306,7 @@ def test_links_are_followed_circles_end_and_a_broken_one_is_named(tmp_path, load
 def test_a_folder_that_may_not_be_opened_is_named(tmp_path, refusal, monkeypatch, capsys):
     error = PermissionError(13, "Permission denied", "cat")
     monkeypatch.setattr(os, "scandir", Mock(side_effect=error))
-    assert "no images in it" in refusal(tmp_path)
+    assert "is an image" in refusal(tmp_path)
     assert "Permission denied: 'cat'" in capsys.readouterr().out
 
 
@@ -321,7 +321,7 @@ def test_other_files_and_small_images_are_counted(tmp_path, load, refusal, capsy
     assert first == f"{data}: 7 images, 3 other files"
     assert last == "1 of them are smaller than 16x16 and are enlarged"
     message = refusal(zip_of(tmp_path / "none.zip", others))
-    assert message.endswith("cannot be read (there are no images in it, and 3 other files)")
+    assert message.endswith("cannot be read (none of the 3 files in it is an image)")
 
 
 def test_postscript_is_never_run(tmp_path, load, monkeypatch):
@@ -436,7 +436,7 @@ def test_unpacking_a_zip_is_advised_where_no_image_of_it_can_be_read(tmp_path, r
     members, _ = pictures_of(["a.png"])
     path = zip_of(tmp_path / "set.zip", members)
     path.write_bytes(path.read_bytes().replace(members["a.png"], bytes(len(members["a.png"]))))
-    assert refusal(path) == "no image is left; if they are in a .zip, try it unpacked"
+    assert refusal(path) == "no image could be read; if they are in a .zip, unpack it"
     assert "1 of them cannot be read: a.png (Bad CRC-32 for file" in capsys.readouterr().out
 
 

@@ -470,7 +470,7 @@ def test_classes_come_by_turns_and_are_measured_apart(light, capsys):
     assert "no classes in common" in capsys.readouterr().out
     write("pair/cat", noise(3, 1))
     write("pair/dog", noise(4, 9))
-    assert "class cat: 1 images are few" in refusal("real pair --per-class")
+    assert "class cat: only 1 image" in refusal("real pair --per-class")
 
 
 def test_the_curve_of_snapshots_and_run_folders_and_without_matplotlib_its_table_alone(
@@ -551,7 +551,7 @@ def test_of_a_file_with_images_and_statistics_one_is_taken_and_named(light, caps
 
 @pytest.mark.parametrize("change, words", [
     ({"d": 2048}, "--dims 2048"),
-    ({"n": 1}, "1 images are few"),
+    ({"n": 1}, "only 1 image"),
     ({"mu": np.full(64, np.nan)}, "NaN"),
     ({"sigma": np.full((64, 64), np.nan)}, "NaN"),
     ({"sigma": np.tri(64)}, "not symmetric"),
@@ -669,9 +669,9 @@ def test_sets_that_make_no_number_and_a_lack_of_memory_end_in_one_line(light, mo
     write("cut", noise(0, 4))
     Path("cut/002.png").write_bytes(Path("cut/002.png").read_bytes()[:100])
     assert "no such file" in refusal("good missing")
-    assert "one: 1 images are few" in refusal("good one")
+    assert "one: only 1 image" in refusal("good one")
     assert "cut: 002.png cannot be read" in refusal("good cut")
-    with pytest.raises(SystemExit, match=r"^good: 4 images are few: FID-768 .*--allow-few"):
+    with pytest.raises(SystemExit, match=r"^good: only 4 image\(s\): FID-768 .*--allow-few"):
         fid.main(["good", "good", "--device", "cpu", "--dims", "768"])
     monkeypatch.setattr(Light, "__call__", lambda *_: torch.nan)
     assert "not finite" in refusal("good good")
