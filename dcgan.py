@@ -41,7 +41,7 @@ Departures from the paper
     3. One batch of fakes serves both updates, so G runs once and not twice per step.
     4. Samples come from an exponential moving average of G's weights: --ema 0 gives the raw ones.
 
-The paper ends where "Training loop" begins; from there on the three trainers share their code.
+The paper ends where "Training loop" begins; from there on the three trainers share nearly all code.
 
 Measured by tests/benchmarks/train_speed.py on two cores of an AMD EPYC with AVX-512 bfloat16, torch
 2.14.1, images/s at 32x32: dcgan.py 713, wgan.py 1,001, wgan_gp.py 744.
@@ -93,7 +93,8 @@ WORLD = int(os.environ.get("WORLD_SIZE", 1))  # its number of processes
 THREADS = torch.get_num_threads()
 MODEL = "dcgan.py"  # in checkpoints, whatever this file is called
 FORMAT = 2  # of checkpoints and snapshots
-SCRIPT = Path(globals().get("__file__", MODEL)).name
+FILE = Path(globals().get("__file__", ""))  # which does not exist in `python - < script`
+SCRIPT = FILE.name if FILE.is_file() else MODEL
 COLUMNS = ("d_loss", "g_loss", "D(x)", "D(G(z))")  # of one step
 # What --data sprites takes instead of the paper's settings
 DEMO = {"g_width": 24, "d_width": 16, "batch_size": 16, "epochs": 20, "lr": 6e-4, "ema": 0.99}
@@ -524,9 +525,9 @@ def write_args(args, device):
             leftover.unlink()
         with atomic(f"{args.out}/args.json", "w") as file:
             json.dump(facts, file, indent=2)
-        if "__file__" in globals():  # not with `python - < script`
+        if FILE.is_file():
             with atomic(f"{args.out}/{SCRIPT}") as file:
-                file.write(Path(__file__).read_bytes())
+                file.write(FILE.read_bytes())
 
 
 def latents(seeds, z_dim):
@@ -971,7 +972,7 @@ def describe(images, args, device_name):
     print(f"{steps // args.epochs:,} train steps an epoch, {steps:,} in all")
     if args.data == "sprites":
         print("a short demonstration, with", {name: getattr(args, name) for name in DEMO})
-    elif steps < 2000:
+    elif steps < 2000 and not args.resume:
         epochs = 1 + 5000 // max(1, images // (args.n_critic * 32))
         flags = f'--batch-size 32 --lr 4e-4 --ema 0.99 --epochs {epochs} --out "{args.out}-longer"'
         print(f"that is few; to the same command add {flags}")

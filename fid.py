@@ -319,7 +319,7 @@ def open_generator(path, args, device):
     print(f"{path}: {info['weights']}")
     if args.size is None:
         args.size = info["size"]
-        print(f"images are made {args.size}x{args.size}, as the generator's; --size 0 keeps them")
+        print(f"images are made {args.size}x{args.size}, as the generator's; --size 0 keeps sizes")
     G.to(device, memory_format=layout(device))
     classes = info["classes"] or [path]
     labels = np.arange(args.n) % len(classes)
@@ -934,7 +934,7 @@ def build_parser():
     add("--plot", "", "curve (.png and .csv) of FID over updates, of snapshots or run folders")
     group = parser.add_argument_group("network")
     add("--dims", 2048, "width of the features; only 2048 is FID", choices=LAYERS)
-    add("--weights", "", "file of Inception weights in pytorch-fid's names, not the published one")
+    add("--weights", "", "file of Inception weights in pytorch-fid's names, not the download")
     add("--batch-size", 0, "images a pass, which takes memory; 0 is 128, on a CPU 4 (8 in bf16)")
     add("--device", "auto", "cpu, cuda, cuda:1 or mps")
     kinds = "number format; tf32 (on a GPU) and bf16 are faster and shift the result a little"

@@ -503,7 +503,8 @@ def test_a_script_runs_from_a_pipe_in_a_notebook_and_without_a_console(out, monk
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(sys, "argv", ["-", "--out", "my run", "--resume", "--epochs", "4"])
-    exec(Path(wgan_gp.__file__).read_text(encoding="utf-8"), {"__name__": "__main__"})
+    script = Path(wgan_gp.__file__).read_text(encoding="utf-8")
+    exec(script, {"__name__": "__main__", "__file__": "<stdin>"})
     assert load(out / "checkpoint.pt")["epoch"] == 4
     assert not list(out.glob("*.py"))  # there was none to copy
     sys.argv[-1] = "5"
