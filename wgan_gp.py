@@ -90,8 +90,8 @@ WORLD = int(os.environ.get("WORLD_SIZE", 1))  # its number of processes
 THREADS = torch.get_num_threads()
 MODEL = "wgan_gp.py"  # in checkpoints, whatever this file is called
 FORMAT = 2  # of checkpoints and snapshots
-FILE = Path(globals().get("__file__", ""))  # which does not exist in `python - < script`
-SCRIPT = FILE.name if FILE.is_file() else MODEL
+THIS_FILE = Path(globals().get("__file__", ""))  # which does not exist in `python - < script`
+SCRIPT = THIS_FILE.name if THIS_FILE.is_file() else MODEL
 COLUMNS = ("critic_loss", "g_loss", "wasserstein", "penalty", "grad_norm")  # of one step
 # What --data sprites takes instead of the paper's settings
 DEMO = {"g_width": 16, "d_width": 16, "batch_size": 16, "epochs": 30, "lr": 8e-4, "ema": 0.99}
@@ -514,9 +514,9 @@ def write_args(args, device):
             leftover.unlink()
         with atomic(f"{args.out}/args.json", "w") as file:
             json.dump(facts, file, indent=2)
-        if FILE.is_file():
+        if THIS_FILE.is_file():
             with atomic(f"{args.out}/{SCRIPT}") as file:
-                file.write(FILE.read_bytes())
+                file.write(THIS_FILE.read_bytes())
 
 
 def latents(seeds, z_dim):

@@ -138,7 +138,7 @@ def test_a_page_says_where_it_led_and_why_it_may_have_no_pictures(gallery, capsy
     assert f"{gallery.url}/art -> {gallery.url}/login: 0 pictures\n" in out
     assert "no pictures in the host's HTML; what scripts add" in out
     assert run(gallery, "--select", "thumb big") == 1
-    assert "no elements of class 'thumb big' in the HTML of the host" in capsys.readouterr().out
+    assert "no elements of class 'thumb big' in the host's HTML" in capsys.readouterr().out
 
 
 def test_small_pictures_are_left_out_unless_selected(gallery):
