@@ -36,10 +36,10 @@ Writes to --out (default runs/ and the name of this file)
     snapshots/epoch_0010.pt    the generator alone
 
 Departures from the paper
-    1. Latents are N(0, I), not uniform on [-1, 1]^100: what most later GANs use.
-    2. At 32x32 there is one doubling fewer than at the paper's 64.
-    3. One batch of fakes serves both updates, so G runs once and not twice per step.
-    4. Samples come from an exponential moving average of G's weights: --ema 0 gives the raw ones.
+    1. Samples come from an exponential moving average of G's weights: --ema 0 gives the raw ones.
+    2. Latents are N(0, I), not uniform on [-1, 1]^100: what most later GANs use.
+    3. At 32x32 there is one doubling fewer than at the paper's 64.
+    4. One batch of fakes serves both updates, so G runs once and not twice per step.
 
 The paper ends where "Training loop" begins; from there on the three trainers share nearly all code.
 
@@ -73,7 +73,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
 from torch import nn
@@ -167,8 +166,8 @@ class SpectralNorm(nn.Module):
         with torch.autocast(W.device.type, enabled=False):  # which would multiply in bfloat16
             if self.training:
                 with torch.no_grad():
-                    self.v.copy_(F.normalize(W.T @ self.u, dim=0))
-                    self.u.copy_(F.normalize(W @ self.v, dim=0))
+                    self.v.copy_(nn.functional.normalize(W.T @ self.u, dim=0))
+                    self.u.copy_(nn.functional.normalize(W @ self.v, dim=0))
             return weight / (self.u.clone() @ (W @ self.v.clone()))
 
 
@@ -214,12 +213,12 @@ class Discriminator(nn.Module):
 
 def discriminator_loss(real_logits, fake_logits):
     """-E log D(x) - E log(1 - D(G(z))), with -log sigmoid(l) = softplus(-l)."""
-    return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+    return nn.functional.softplus(-real_logits).mean() + nn.functional.softplus(fake_logits).mean()
 
 
 def generator_loss(fake_logits):
     """-E log D(G(z)), the non-saturating loss."""
-    return F.softplus(-fake_logits).mean()
+    return nn.functional.softplus(-fake_logits).mean()
 
 
 # ---- Training ------------------------------------------------------------------------------------
@@ -817,8 +816,9 @@ def build_parser():
     parser = argparse.ArgumentParser(
         prog=SCRIPT,
         usage="%(prog)s [flags]; --help lists them",
-        description="Train a DCGAN (Radford et al. 2016). Without --data: a short demonstration on "
-        "sprites, with settings of its own. The manual page is the docstring of the file.",
+        description="Train a DCGAN (Radford et al. 2016). "
+        "Without --data: a short demonstration on sprites, with settings of its own. "
+        "The manual page is the docstring of the file.",
         allow_abbrev=False,
     )
 
@@ -841,12 +841,8 @@ def build_parser():
     add("--g-width", 128, "channels of the generator at size/2")
     add("--d-width", 64, "channels of the discriminator at size/2")
     add("--norm", "batch", "norm of both networks", choices=("batch", "none"))
-    add(
-        "--d-norm",
-        "same",
-        "norm of the discriminator",
-        choices=("same", "batch", "none", "spectral"),
-    )
+    norms = ("same", "batch", "none", "spectral")
+    add("--d-norm", "same", "norm of the discriminator", choices=norms)
     add("--d-act", "leaky", "activation of the discriminator", choices=("leaky", "relu"))
     group = parser.add_argument_group("optimization")
     add("--epochs", 40, "passes of the discriminator over the data")

@@ -37,9 +37,9 @@ Writes to --out (default runs/ and the name of this file)
     snapshots/epoch_0010.pt    the generator alone
 
 Departures from the paper
-    1. The authors' code gives the critic 100 updates at a time in the first 25 generator updates
+    1. Samples come from an exponential moving average of G's weights: --ema 0 gives the raw ones.
+    2. The authors' code gives the critic 100 updates at a time in the first 25 generator updates
        and at every 500th; the paper's algorithm does not, nor does this.
-    2. Samples come from an exponential moving average of G's weights: --ema 0 gives the raw ones.
 
 The paper ends where "Training loop" begins; from there on the three trainers share nearly all code.
 
@@ -73,7 +73,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
 from torch import nn
@@ -97,8 +96,8 @@ THIS_FILE = Path(globals().get("__file__", ""))  # which does not exist in `pyth
 SCRIPT = THIS_FILE.name if THIS_FILE.is_file() else MODEL
 COLUMNS = ("critic_loss", "g_loss", "wasserstein", "clipped")  # of one step
 # What --data sprites takes instead of the paper's settings
-DEMO = {"g_width": 16, "d_width": 16, "batch_size": 16, "epochs": 30, "lr": 6e-4, "ema": 0.99}
-DEMO["n_critic"] = 1
+DEMO = {"g_width": 16, "d_width": 16, "batch_size": 16, "epochs": 30, "ema": 0.99}
+DEMO.update(lr=6e-4, n_critic=1)
 
 # ---- Networks ------------------------------------------------------------------------------------
 
@@ -168,8 +167,8 @@ class SpectralNorm(nn.Module):
         with torch.autocast(W.device.type, enabled=False):  # which would multiply in bfloat16
             if self.training:
                 with torch.no_grad():
-                    self.v.copy_(F.normalize(W.T @ self.u, dim=0))
-                    self.u.copy_(F.normalize(W @ self.v, dim=0))
+                    self.v.copy_(nn.functional.normalize(W.T @ self.u, dim=0))
+                    self.u.copy_(nn.functional.normalize(W @ self.v, dim=0))
             return weight / (self.u.clone() @ (W @ self.v.clone()))
 
 
@@ -257,8 +256,8 @@ def train_step(G, critic, opt_G, opt_critic, batches, z_dim, clip):
     for real, y in batches:  # line 2
         z = torch.randn(len(real), z_dim, device=real.device)  # line 4
         with torch.no_grad():  # G is not what is updated here
-            fake = G(z, y)
-        c_loss = critic_loss(critic(real, y), critic(fake, y))  # line 5; apart for the batch norm
+            fake = G(z, y)  # line 5
+        c_loss = critic_loss(critic(real, y), critic(fake, y))  # apart for the batch norm
         optimizer_step(opt_critic, c_loss)  # line 6
         clipped = clip_weights(critic, clip)  # line 7
 
@@ -840,8 +839,9 @@ def build_parser():
     parser = argparse.ArgumentParser(
         prog=SCRIPT,
         usage="%(prog)s [flags]; --help lists them",
-        description="Train a WGAN (Arjovsky et al. 2017). Without --data: a short demonstration on "
-        "sprites, with settings of its own. The manual page is the docstring of the file.",
+        description="Train a WGAN (Arjovsky et al. 2017). "
+        "Without --data: a short demonstration on sprites, with settings of its own. "
+        "The manual page is the docstring of the file.",
         allow_abbrev=False,
     )
 

@@ -36,9 +36,9 @@ Writes to --out (default runs/ and the name of this file)
     snapshots/epoch_0010.pt    the generator alone
 
 Departures from the paper
-    1. The networks are DCGAN's, not the residual ones of the paper's CIFAR-10 models.
-    2. 100 epochs of CIFAR-10 are 15,600 generator updates; the paper's models train for longer.
-    3. Samples come from an exponential moving average of G's weights: --ema 0 gives the raw ones.
+    1. Samples come from an exponential moving average of G's weights: --ema 0 gives the raw ones.
+    2. The networks are DCGAN's, not the residual ones of the paper's CIFAR-10 models.
+    3. 100 epochs of CIFAR-10 are 15,600 generator updates; the paper's models train for longer.
 
 The paper ends where "Training loop" begins; from there on the three trainers share nearly all code.
 
@@ -94,8 +94,8 @@ THIS_FILE = Path(globals().get("__file__", ""))  # which does not exist in `pyth
 SCRIPT = THIS_FILE.name if THIS_FILE.is_file() else MODEL
 COLUMNS = ("critic_loss", "g_loss", "wasserstein", "penalty", "grad_norm")  # of one step
 # What --data sprites takes instead of the paper's settings
-DEMO = {"g_width": 16, "d_width": 16, "batch_size": 16, "epochs": 30, "lr": 8e-4, "ema": 0.99}
-DEMO["n_critic"] = 2
+DEMO = {"g_width": 16, "d_width": 16, "batch_size": 16, "epochs": 30, "ema": 0.99}
+DEMO.update(lr=8e-4, n_critic=2)
 
 # ---- Networks ------------------------------------------------------------------------------------
 
@@ -806,8 +806,9 @@ def build_parser():
     parser = argparse.ArgumentParser(
         prog=SCRIPT,
         usage="%(prog)s [flags]; --help lists them",
-        description="Train WGAN-GP (Gulrajani et al. 2017). Without --data: a short demonstration "
-        "on sprites, with settings of its own. The manual page is the docstring of the file.",
+        description="Train WGAN-GP (Gulrajani et al. 2017). "
+        "Without --data: a short demonstration on sprites, with settings of its own. "
+        "The manual page is the docstring of the file.",
         allow_abbrev=False,
     )
 
