@@ -22,7 +22,7 @@ Usage
     python fid.py cifar10 runs/dcgan --nearest nearest.png
     python fid.py cifar10 runs/dcgan --per-class              of a conditional generator
     python fid.py cifar10.npz runs/dcgan --plot fid.png       of all snapshots of a run
-    torchrun --nproc-per-node=4 fid.py real/ fake/            each process takes a share
+    torchrun --nproc-per-node=4 -- fid.py real/ fake/         a share each; the -- is for --n
 
 REAL and FAKE are folders at any depth, .zip archives, .npy or .npz files of uint8 (N, H, W[, 3]),
 .npz files of statistics (mu, sigma), cifar10, stl10, sprites, LSUN's folders with data.mdb, or
@@ -151,7 +151,7 @@ def load_inception(args, device):
         if args.inception_score:
             net.fc = weights["fc.weight"].float()
     net.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    if net.sha256 != PUBLISHED:
+    if net.sha256 != PUBLISHED and RANK == 0:
         print(f"warning: {path} is not the published file; its FID is comparable to no other",
               file=sys.stderr)  # fmt: skip
     return net
