@@ -943,7 +943,7 @@ def build_parser():
 
 
 def parse_args(argv=None):
-    if argv is None and "kernel" in Path(sys.argv[0]).stem:  # in a notebook, whose flags they are
+    if argv is None and sys.argv[0].endswith("kernel_launcher.py"):  # a notebook's own flags
         argv = []
     parser = build_parser()
     args = parser.parse_args(argv)
