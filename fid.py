@@ -169,7 +169,7 @@ def frechet_distance(a, b):
     if len(a.root) > len(b.root):  # M M^T is the smaller one then
         a, b = b, a
     m = a.root @ b.root.T
-    nuclear = np.sqrt(scipy.linalg.eigvalsh(m @ m.T).clip(0)).sum()
+    nuclear = np.sqrt(np.linalg.eigvalsh(m @ m.T).clip(0)).sum()
     distance = ((a.mu - b.mu) ** 2).sum() + (a.root**2).sum() + (b.root**2).sum() - 2 * nuclear
     if not np.isfinite(distance):
         raise ValueError("features or statistics are not finite")
@@ -971,6 +971,7 @@ def main(argv=None):
             args.batch_size = 8 if args.precision == "bf16" else 4
     torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
     torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
+    warnings.filterwarnings("ignore", "The value of the smallest subnormal")  # NumPy notices
     warnings.filterwarnings("ignore", module="PIL")
     if WORLD > 1:
         join_processes(device)

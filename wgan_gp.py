@@ -930,6 +930,7 @@ def set_up_device(args):
     elif device.type == "cpu":
         torch.set_num_threads(1 if args.data == "sprites" else THREADS)  # small networks gain none
         torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
+        warnings.filterwarnings("ignore", "The value of the smallest subnormal")  # NumPy notices
         name = f"cpu (threads: {torch.get_num_threads()})"
         if hasattr(torch.cpu, "_is_avx512_bf16_supported"):
             bf16 = torch.cpu._is_avx512_bf16_supported()
