@@ -12,13 +12,12 @@ Made for the 1,395 "spirits" of Super Smash Bros. Ultimate: on that page every e
     python dcgan.py --data data/spirits --size 64     ... and train on them
     python scrape_spirits.py --url https://example.org/art --select thumb --follow --out data/art
 
-data/spirits then holds each picture once, byte for byte, with the start of its sha256 in its name,
-and manifest.jsonl, one line per URL; data/spirits-contact.png shows the first 2,500. The same
-command continues after Ctrl-C, a crash or failures: complete files are not fetched again.
+data/spirits then holds each picture once, with the start of its sha256 in its name, and
+manifest.jsonl, one line per URL; data/spirits-contact.png shows the first 2,500. The same command
+continues after Ctrl-C, a crash or failures (exit code 1): complete files are not fetched again.
 
 robots.txt is obeyed (RFC 9309, Crawl-delay), also after a redirect. 408, 429, 5xx and time-outs
-bring a pause, of Retry-After or of 1, 2, 4, 8 s; 10 failures in a row, dead links aside, stop the
-run. A picture is what Pillow decodes to the end. Exit code: 1 if one failed, 2 wrong flags.
+bring a pause, of Retry-After or of 1, 2, 4, 8 s; 10 failures in a row, dead links aside, end it.
 """
 
 import argparse
@@ -69,8 +68,7 @@ def list_pictures(web, args, failed):
         with one_line(url, warn=True):
             body, response = get(web, url)
             links, following = find_links(decode_page(body, response), response.url, args.select)
-            moved = "" if response.url == url else f" -> {response.url}"
-            print(f"{url}{moved}: {len(links):,} pictures")
+            print(f"{response.url}: {len(links):,} pictures")
             if args.follow and following and set(links) - pictures.keys():
                 pages.insert(0, following)  # a page without a new picture is the last
             pictures.update(dict.fromkeys(links))
@@ -258,6 +256,8 @@ def get(web, url):
                 return read_body(response, web.args.max_file), response
         except (OSError, http.client.HTTPException) as error:
             status = getattr(error, "code", 500)  # where there is none, the network failed
+            with suppress(AttributeError):  # an answer that is not read
+                error.close()
             if attempt == RETRIES or status not in RETRIED or "CERTIFICATE" in str(error):
                 raise
             seconds = seconds_to_wait(error, attempt)

@@ -135,7 +135,7 @@ def test_a_page_says_where_it_led_and_why_it_may_have_no_pictures(gallery, capsy
     gallery.files |= {"/art": answer(302, Location="/login"), "/login": b"<script src=app.js>"}
     assert run(gallery, page="/art") == 1
     out = capsys.readouterr().out
-    assert f"{gallery.url}/art -> {gallery.url}/login: 0 pictures\n" in out
+    assert out.startswith(f"{gallery.url}/login: 0 pictures\n")
     assert "no pictures in the host's HTML; what scripts add" in out
     assert run(gallery, "--select", "thumb big") == 1
     assert "no elements of class 'thumb big' in the host's HTML" in capsys.readouterr().out
@@ -283,20 +283,20 @@ def test_after_four_failures_the_picture_may_still_come(gallery):
     [
         (answer(404), "HTTP Error 404", 1),
         (stop_short, "cut short after 3,000 bytes", 5),
-        (drip, "or 0.2 s", 1),
+        (drip, "or 1 s", 1),
         (answer(200, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "image file; it ", 1),
         (answer(200, png()[:300] + b"\xff" * 40 + png()[340:]), "not a whole picture", 1),
         (answer(200, png(kind="JPEG")[:-500]), "not a whole picture: image file is truncated", 1),
         (answer(200, b"x" * 40_001), "more than 0.04 MB (--max-file)", 1),
-        (lambda handler: time.sleep(0.2), "timed out", 0),  # an answer without a head is not logged
+        (lambda handler: time.sleep(0.8), "timed out", 0),  # an answer without a head is not logged
         (answer(302, Location="file:///etc/passwd"), "not allowed", 1),
         (answer(429, Retry_After="86400"), "asks for a pause of 86,400 s", 1),
     ],
 )
 def test_answers_that_give_none(gallery, monkeypatch, capsys, reply, why, requests):
-    monkeypatch.setattr(s, "LONGEST_FILE", 0.2)
+    monkeypatch.setattr(s, "LONGEST_FILE", 1)
     gallery.files |= {"/spirits": spirits("x.png"), "/x.png": reply}
-    assert (run(gallery, "--max-file", 0.04, "--timeout", 0.1), bodies()) == (1, [])
+    assert (run(gallery, "--max-file", 0.04, "--timeout", 0.5), bodies()) == (1, [])
     assert len(asked(gallery, "/x")) == requests
     assert why in manifest()[f"{gallery.url}/x.png"]["status"]
     assert re.search(rf"x.png: .*{re.escape(why)}.*\n1 failed\n", capsys.readouterr().out)
