@@ -12,9 +12,8 @@ Made for the 1,395 "spirits" of Super Smash Bros. Ultimate: on that page every e
     python dcgan.py --data data/spirits --size 64     ... and train on them
     python scrape_spirits.py --url https://example.org/art --select thumb --follow --out data/art
 
-data/spirits then holds each picture once, with the start of its sha256 in its name, and
-manifest.jsonl, one line per URL; data/spirits-contact.png shows the first 2,500. The same command
-continues after Ctrl-C, a crash or failures (exit code 1): complete files are not fetched again.
+data/spirits then holds each picture once, and manifest.jsonl; data/spirits-contact.png shows the
+first 2,500. The same command continues after Ctrl-C, a crash or failures; it fetches nothing twice.
 
 robots.txt is obeyed (RFC 9309, Crawl-delay), also after a redirect. 408, 429, 5xx and time-outs
 bring a pause, of Retry-After or of 1, 2, 4, 8 s; 10 failures in a row, dead links aside, end it.
@@ -68,7 +67,8 @@ def list_pictures(web, args, failed):
         with one_line(url, warn=True):
             body, response = get(web, url)
             links, following = find_links(decode_page(body, response), response.url, args.select)
-            print(f"{response.url}: {len(links):,} pictures")
+            moved = "" if response.url == url else f" -> {response.url}"
+            print(f"{url}{moved}: {len(links):,} pictures")
             if args.follow and following and set(links) - pictures.keys():
                 pages.insert(0, following)  # a page without a new picture is the last
             pictures.update(dict.fromkeys(links))

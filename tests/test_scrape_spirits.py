@@ -135,7 +135,7 @@ def test_a_page_says_where_it_led_and_why_it_may_have_no_pictures(gallery, capsy
     gallery.files |= {"/art": answer(302, Location="/login"), "/login": b"<script src=app.js>"}
     assert run(gallery, page="/art") == 1
     out = capsys.readouterr().out
-    assert out.startswith(f"{gallery.url}/login: 0 pictures\n")
+    assert f"{gallery.url}/art -> {gallery.url}/login: 0 pictures\n" in out
     assert "no pictures in the host's HTML; what scripts add" in out
     assert run(gallery, "--select", "thumb big") == 1
     assert "no elements of class 'thumb big' in the host's HTML" in capsys.readouterr().out
