@@ -24,8 +24,8 @@ E f(x) - E f(g(z)). An epoch is one pass of the critic over the data, in whole s
 Usage (each run needs an --out of its own)
     python wgan.py                                    sprites made on the spot, no download
     python wgan.py --data cifar10                     the paper's settings at 32x32
+    python wgan.py --data cifar10 --lr 2e-4           learns faster over the first 20 epochs
     python wgan.py --data cifar10 --conditional       conditional on the class, a row of each
-    python wgan.py --data cifar10 --lr 2e-4 --n-critic 1   learns faster over the first 4 epochs
     python wgan.py --data photos/ --size 64 --out runs/photos
     python wgan.py --out runs/photos --resume         go on where it stopped, with the same flags
 
