@@ -16,13 +16,13 @@ Features of another width are another quantity: FID-768 is not FID.
 Usage
     python fid.py real/ fake/
     python fid.py photos.zip fake-a/ fake-b.npz               REAL's statistics are computed once
-    python fid.py cifar10 runs/dcgan                          50,000 samples, made on the fly
+    python fid.py cifar10 runs/cifar10                        50,000 samples, made on the fly
     python fid.py cifar10 --save-stats cifar10.npz            statistics, for pytorch-fid as well
     python fid.py real/ fake/ --kid --is --prdc --json result.json
-    python fid.py cifar10 runs/dcgan --nearest nearest.png
-    python fid.py cifar10 runs/dcgan --per-class              of a conditional generator
-    python fid.py cifar10.npz runs/dcgan --plot fid.png       of all snapshots of a run
-    torchrun --nproc-per-node=4 -- fid.py real/ fake/         a share each; the -- is for --n
+    python fid.py cifar10 runs/cifar10 --nearest nearest.png
+    python fid.py cifar10 runs/cifar10 --per-class            of a conditional generator
+    python fid.py cifar10.npz runs/cifar10 --plot fid.png     of all snapshots of a run
+    torchrun --nproc-per-node=4 -- fid.py real/ fake/         a share each; -- ends its flags
 
 REAL and FAKE are folders at any depth, .zip archives, .npy or .npz files of uint8 (N, H, W[, 3]),
 .npz files of statistics (mu, sigma), cifar10, stl10, sprites, LSUN's folders with data.mdb, or
@@ -141,7 +141,7 @@ def load_inception(args, device):
     """The Inception network, with the first digits of its file's sha256. With --is it has fc, the
     weights of the last layer (1008, 2048); the published score leaves out the bias as well."""
     path = Path(args.weights or f"{torch.hub.get_dir()}/checkpoints/{FILE}")
-    if not args.weights:
+    if not args.weights and not path.exists():
         with one_line(f"{WEIGHTS}: download failed; put it at {path}, or use --weights"):
             torch.hub.load_state_dict_from_url(WEIGHTS, check_hash=True, weights_only=True)
     weights = read_weights(path)
@@ -179,9 +179,7 @@ def frechet_distance(a, b):
 def square_root(sigma):
     """R (rank, d) with R^T R = sigma, a covariance (d, d), by a pivoted Cholesky decomposition."""
     upper, pivots, rank, _ = scipy.linalg.lapack.dpstrf(sigma)
-    root = np.empty((rank, len(sigma)))
-    root[:, pivots - 1] = np.triu(upper)[:rank]
-    return root
+    return np.triu(upper)[:rank, np.argsort(pivots)]  # its columns in sigma's order
 
 
 def kid(x, y, subsets=100, subset_size=1000):
@@ -257,6 +255,8 @@ def balls(x, centers, radii):
 def neighbours(x, y, k):
     """Distances and row numbers (N, k) of the k rows of y (M, d) nearest to each row of x (N, d),
     the nearest first."""
+    if len(y) < k:
+        raise SystemExit(f"--prdc and --nearest take {k} images or more, not {len(y)}")
     parts = [torch.cdist(part, y).topk(k, largest=False) for part in x.split(1024)]
     distances, rows = zip(*parts)
     return torch.cat(distances), torch.cat(rows)
@@ -278,13 +278,13 @@ def open_sets(args, device):
     """The Sets of REAL and of the FAKEs. REAL is opened last, since a generator sets args.size."""
     *fakes, real = [open_set(path, args, device) for path in (*args.fake, args.real)]
     sets = [real, *fakes]
+    for images in sets:
+        if images.n != "unknown":
+            check_number(images.path, images.n, args)
     # of each set's first image
     shapes = {images.pixels([0])[0].shape[1:] for images in sets if images.pixels}
     if len(shapes) > 1 and args.size is None:
         print(f"images differ in size: {shapes}; --size 64 would crop and resize all to 64x64")
-    for images in sets:
-        if images.n != "unknown":
-            check_number(images.path, images.n, args)
     if args.plot and None in [fake.info.get("step") for fake in fakes]:
         raise SystemExit("--plot: takes run folders and snapshots of the trainers as FAKE")
     return real, fakes
@@ -331,7 +331,8 @@ def open_generator(path, args, device):
             z = torch.cat([z, codes[labels[numbers]]], 1)
         return [to_rgb(to_pil_image(image), args.size) for image in sample(G, z, len(z))]
 
-    key = ["samples", stamp(Path(path)), args.key, args.n, args.seed]
+    file = Path(path, "checkpoint.pt") if os.path.isdir(path) else Path(path)
+    key = ["samples", stamp(file), args.key, args.n, args.seed]
     return Set(path, args.n, key, labels, classes, pixels, info)
 
 
@@ -508,7 +509,8 @@ def write_curve(results, args):
     with atomic(Path(args.plot).with_suffix(".csv"), "w") as file:
         file.write(f"run,script,epoch,step,n,{name}\n")
         for row in results:
-            run = Path(row["path"].replace("snapshots", "")).parent.name  # the run folder's
+            path = Path(row["path"]).as_posix()
+            run = re.sub(r"(/?snapshots)?/?epoch_\d+\.pt$", "", path) or "."
             step, value = row["step"], row[name]
             file.write(f"{run},{row['script']},{row['epoch']},{step},{row['n']},{value}\n")
             curves.setdefault(run, []).append((step, value))
@@ -545,15 +547,15 @@ def atomic(path, mode="wb"):
     all. What was there before survives a failure; its OSError is the caller's."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(temporary, path)
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def latents(seeds, z_dim):
@@ -587,8 +589,7 @@ def find_device(name):
     if name == "cuda":  # one for each process of a torchrun
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     with one_line(f"--device {name}: cannot be used here"):
-        torch.empty(0, device=name)
-    return torch.device(name)
+        return torch.empty(0, device=name).device
 
 
 def join_processes(device):
@@ -935,7 +936,7 @@ def build_parser():
     group = parser.add_argument_group("network")
     add("--dims", 2048, "width of the features; only 2048 is FID", choices=LAYERS)
     add("--weights", "", "file of Inception weights in pytorch-fid's names, not the download")
-    add("--batch-size", 0, "images a pass, which takes memory; 0 is 128, on a CPU 4 (8 in bf16)")
+    add("--batch-size", 0, "images a pass, 256 at most; 0 is 128, on a CPU 4 (8 in bf16)")
     add("--device", "auto", "cpu, cuda, cuda:1 or mps")
     kinds = "number format; tf32 (on a GPU) and bf16 are faster and shift the result a little"
     add("--precision", "fp32", kinds, choices=("fp32", "tf32", "bf16"))
@@ -946,7 +947,9 @@ def parse_args(argv=None):
     if argv is None and sys.argv[0].endswith("kernel_launcher.py"):  # a notebook's own flags
         argv = []
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # a FAKE may follow a flag
+    if min(args.n, args.batch_size, args.size or 0) < 0:
+        parser.error("--n, --batch-size and --size: must be 0 or more")
     if not args.fake and not args.save_stats:
         parser.error("name a FAKE, or --save-stats FILE.npz to measure REAL alone")
     if args.inception_score and args.dims != 2048:

@@ -478,14 +478,14 @@ def test_the_curve_of_snapshots_and_run_folders_and_without_matplotlib_its_table
 ):
     for epoch in (1, 2):
         snapshot(generator(epoch), f"one/snapshots/epoch_{epoch:04}.pt", epoch)
-    snapshot(generator(), "two/snapshots/epoch_0002.pt")
+    snapshot(generator(), "two/one/snapshots/epoch_0002.pt")
     np.save("real.npy", noise(0, 9))
-    command = "real.npy one two/snapshots/epoch_0002.pt --n 4 --plot curve.png"
+    command = "real.npy one --n 4 two/one/snapshots/epoch_0002.pt --plot curve.png"
     rows = run(command)
     assert "snapshots of the trainers" in refusal("real.npy real.npy --plot curve.png")
     header, *lines = Path("curve.csv").read_text().splitlines()
     assert header == "run,script,epoch,step,n,FID-64"
-    starts = "one,dcgan.py,1,10", "one,dcgan.py,2,20", "two,dcgan.py,2,20"
+    starts = "one,dcgan.py,1,10", "one,dcgan.py,2,20", "two/one,dcgan.py,2,20"
     for line, start, row in zip(lines, starts, rows, strict=True):
         assert line == f"{start},4,{row['FID-64']}"
     assert Path("curve.png").read_bytes().startswith(b"\x89PNG")
@@ -524,8 +524,7 @@ def test_nearest_finds_copies_and_measures_reals_among_themselves(light, capsys)
     assert own == pytest.approx(among.item(), rel=1e-4)
     assert f"real images to each other {own:.4g}" in capsys.readouterr().out
     titles = np.asarray(Image.open("n.png"))[:18]
-    for column in range(7):
-        assert titles[:, 100 * column :][:, :90].min() < 128
+    assert all(titles[:, 100 * column :][:, :90].min() < 128 for column in range(7))
     fakes, reals = enlarged(fakes), enlarged(reals)
     for i in range(8):
         fake, *nearest = cells("n.png", i)
@@ -584,6 +583,10 @@ def test_reals_statistics_are_kept_until_something_changes(light, monkeypatch, c
     assert Light.seen == 33 + 4 * 14
     write("real", noise(2, 10))
     assert distances("real fake") != pytest.approx(first, rel=1e-3)
+    snapshot(generator(1), "run/checkpoint.pt")
+    of_one = distances("run fake --n 5")
+    snapshot(generator(2), "run/checkpoint.pt")  # in place
+    assert distances("run fake --n 5") != pytest.approx(of_one, rel=1e-3)
     Path("wall").write_text("")
     run("real fake --cache wall/cache")
     assert "not written; REAL will be measured again" in capsys.readouterr().err
@@ -622,6 +625,7 @@ def test_two_processes_give_the_numbers_of_one_and_the_first_writes(light, tmp_p
 @pytest.mark.parametrize("args, words", [
     ("real", "name a FAKE"), ("real fake --dims 100", "2048"),
     ("real fake --precision fp8", "fp32"), ("real fake --is --dims 64", "--is: takes the whole"),
+    ("real fake --size -8", "0 or more"), ("real fake --batch-size -1", "0 or more"),
 ])  # fmt: skip
 def test_wrong_flags_end_with_exit_2_and_a_short_usage(args, words, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -666,10 +670,13 @@ def test_sets_that_make_no_number_and_a_lack_of_memory_end_in_one_line(light, mo
 
     write("good", noise(0, 4))
     write("one", noise(0, 1))
+    np.save("none.npy", noise(0, 1)[1:])
     write("cut", noise(0, 4))
     Path("cut/002.png").write_bytes(Path("cut/002.png").read_bytes()[:100])
     assert "no such file" in refusal("good missing")
     assert "one: only 1 image" in refusal("good one")
+    assert "none.npy: only 0 image" in refusal("none.npy good")
+    assert "take 6 images or more, not 4" in refusal("good good --prdc")
     assert "cut: 002.png cannot be read" in refusal("good cut")
     with pytest.raises(SystemExit, match=r"^good: only 4 image\(s\): FID-768 .*--allow-few"):
         fid.main(["good", "good", "--device", "cpu", "--dims", "768"])
@@ -700,6 +707,9 @@ def test_weights_that_cannot_be_downloaded(light, monkeypatch, tmp_path):
     line = refusal("real real --weights=")
     for words in ("is unreachable", "--weights", "pt_inception-2015-12-05-6726825d.pth", "https:"):
         assert words in line
+    damaged = tmp_path / "hub/checkpoints/pt_inception-2015-12-05-6726825d.pth"
+    damaged.write_bytes(b"half")
+    assert f"{damaged}: cannot be read: cut short" in refusal("real real --weights=")
 
 
 @pytest.mark.gpu
