@@ -365,8 +365,7 @@ def find_device(name):
     if name == "cuda":  # one for each process of a torchrun
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     with one_line(f"--device {name}: cannot be used here"):
-        torch.empty(0, device=name)
-    return torch.device(name)
+        return torch.empty(0, device=name).device
 
 
 @contextmanager
@@ -387,15 +386,15 @@ def atomic(path, mode="wb"):
     all. What was there before survives a failure; its OSError is the caller's."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(temporary, path)
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 # ---- Options -------------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ Made for the 1,395 "spirits" of Super Smash Bros. Ultimate: on that page every e
     python scrape_spirits.py --url https://example.org/art --select thumb --follow --out data/art
 
 data/spirits then holds each picture once, and manifest.jsonl; data/spirits-contact.png shows the
-first 2,500. The same command continues after Ctrl-C, a crash or failures; it fetches nothing twice.
+first 2,500. The same command continues after Ctrl-C, a crash or failures; whole pictures stay.
 
 robots.txt is obeyed (RFC 9309, Crawl-delay), also after a redirect. 408, 429, 5xx and time-outs
-bring a pause, of Retry-After or of 1, 2, 4, 8 s; 10 failures in a row, dead links aside, end it.
+bring a pause, of Retry-After or of 1, 2, 4, 8 s; 10 failures in a row, 404 and 410 aside, end it.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def scrape(pictures, records, web, args, failed):
                 else:
                     print(f"{record['url']}: {' '.join(record['status'].split())}")
                     failed.append(record["url"])
-                dead = record["status"].startswith("HTTP Error 4")  # this link, not the host
+                dead = record["status"].startswith(("HTTP Error 404", "HTTP Error 410"))
                 failures_in_a_row = 0 if body or dead else failures_in_a_row + 1
                 if failures_in_a_row == MAX_FAILURES:
                     raise SystemExit(f"stopped after {MAX_FAILURES} failures in a row")
@@ -410,15 +410,15 @@ def atomic(path, mode="wb"):
     all. What was there before survives a failure; its OSError is the caller's."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(temporary, path)
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 # ---- Options, main -------------------------------------------------------------------------------

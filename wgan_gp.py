@@ -22,7 +22,7 @@ E f(x) - E f(g(z)). An epoch is one pass of the critic over the data, in whole s
 
 Usage (each run needs an --out of its own)
     python wgan_gp.py                                 sprites made on the spot, no download
-    python wgan_gp.py --data cifar10 --epochs 100     the paper's settings at 32x32
+    python wgan_gp.py --data cifar10                  the paper's settings at 32x32
     python wgan_gp.py --data cifar10 --lr 2e-4        learns faster over the first 20 epochs
     python wgan_gp.py --data cifar10 --conditional    conditional on the class, a row of each
     python wgan_gp.py --data photos/ --size 64 --out runs/photos
@@ -331,9 +331,8 @@ def train(state, images, labels, train_step, args, bf16, signals):
     What a step reads stays in place, as a CUDA graph needs; its random numbers are a function of
     (seed, step, process)."""
     device, shape = state.totals.device, (args.n_critic, args.batch_size)
-    per_epoch = max(1, len(images) // math.prod(shape))
     shape_here = args.n_critic, args.batch_size // WORLD
-    real = torch.zeros(*shape_here, *images.shape[1:], dtype=torch.uint8, device=device)
+    real = images.new_zeros(*shape_here, *images.shape[1:], device=device)
     onehots = [None] * args.n_critic
     if state.classes:
         onehots = torch.zeros(*shape_here, len(state.classes), device=device)
@@ -346,16 +345,16 @@ def train(state, images, labels, train_step, args, bf16, signals):
     due = state.seconds + 600
     for epoch in range(state.epoch, args.epochs):
         order = shuffled_indices(len(images), shape, epoch, args.seed).to(images.device)
-        steps = range(state.step, (epoch + 1) * per_epoch)
+        steps = range(state.step, (epoch + 1) * len(order))
         for t in tqdm(steps, leave=False, disable=RANK > 0 or not sys.stderr or None):
-            index = order[t % per_epoch, :, RANK::WORLD]
+            index = order[t % len(order), :, RANK::WORLD]
             real.copy_(images[index])
             if state.classes:
                 onehots.copy_(nn.functional.one_hot(labels[index], len(state.classes)))
             torch.manual_seed(np.random.SeedSequence([args.seed, t, RANK]).generate_state(1)[0])
             ema_weight.fill_(1 - min(args.ema, (1 + t) / (10 + t)))  # a short memory at the start
             if args.lr_decay:  # of both optimizers: they share the tensor
-                rate = args.lr * (1 - t / (per_epoch * args.epochs))
+                rate = args.lr * (1 - t / (len(order) * args.epochs))
                 state.opt_G.param_groups[0]["lr"].fill_(rate)
             if device.type == "cuda" and t == first + 3 and not args.no_graph:
                 step = capture(step)
@@ -557,15 +556,15 @@ def atomic(path, mode="wb"):
     all. What was there before survives a failure; its OSError is the caller's."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(temporary, path)
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 # ---- Data (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------------
@@ -915,8 +914,7 @@ def find_device(name):
     if name == "cuda":  # one for each process of a torchrun
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     with one_line(f"--device {name}: cannot be used here"):
-        torch.empty(0, device=name)
-    return torch.device(name)
+        return torch.empty(0, device=name).device
 
 
 def set_up_device(args):

@@ -408,7 +408,8 @@ def test_ten_failures_in_a_row_stop_the_run(gallery, capsys):
     assert run(gallery, "--workers", 1) == 1
     assert "30 failed\n" in capsys.readouterr().out  # dead links say nothing of the host
     gallery.log.clear()
-    gallery.files |= {f"/{name}": b"none" for name in gone}
+    gallery.files |= {f"/{name}": answer(403) for name in gone[::2]}
+    gallery.files |= {f"/{name}": b"none" for name in gone[1::2]}
     assert run(gallery, "--delay", 0.02, "--workers", 1) == 1
     out = capsys.readouterr().out
     assert "10 failed, 20 not tried\n" in out and "stopped after 10 failures in a row" in out
