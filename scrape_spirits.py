@@ -52,7 +52,7 @@ MAX_FAILURES = 10  # in a row; then the run stops
 ENDINGS = {"PNG": ".png", "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp", "AVIF": ".avif"}
 # a URL that ends like a picture file; with a colon it is a wiki's page about one
 PICTURE_FILE = re.compile(r"(?i)[^?]+/[^/:?]+\.(png|jpe?g|gif|webp|bmp|avif)(\?|$)")
-CANDIDATE = re.compile(r"([^\s,]\S*)\s+(\d+\.?\d*)[wx]\s*(?:,|$)")  # of a srcset: URL, size
+CANDIDATE = re.compile(r"(?<![^\s,])([^\s,]\S*)\s+(\d+\.?\d*)[wx]\s*(?:,|$)")  # of a srcset
 VOID = set("area base br col embed hr img input link meta param source track wbr".split())
 
 # ---- Crawl ---------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class Page(HTMLParser):
         self.rest = defaultdict(list)  # what is in no group
         self.open = [("", self.rest)]  # the open elements: tag, group
         self.sources = ""  # the srcsets of the open <picture>
-        self.feed(html)
+        self.feed(re.sub(r"&(?=\w+=)", "&amp;", html.replace("<![", "<!")))  # as browsers do
 
     def handle_starttag(self, tag, attrs):
         attrs = defaultdict(str, [(name, value) for name, value in attrs if value])
@@ -141,11 +141,11 @@ class Page(HTMLParser):
         if tag == "base":
             self.base = url or self.base
         elif tag == "source" and not re.search("avif|jxl|svg", attrs["type"]):
-            self.sources += attrs["srcset"] + ", "  # of a format that every Pillow reads
+            self.sources += attrs["srcset"] + ",\n"  # of a format that every Pillow reads
         elif tag == "img":
             attrs["srcset"] = self.sources + attrs["srcset"]
             self.sources = ""
-            group["image"].append(image_url(self.base, attrs))
+            group["image"] += image_urls(self.base, attrs)
         elif tag == "a" and PICTURE_FILE.match(url):
             group["file"].append(url)
             group = defaultdict(list)  # left out: an image inside is the thumbnail
@@ -169,15 +169,15 @@ def find_links(html, url, select=None):
     return [url for url in dict.fromkeys(urls) if url], page.following
 
 
-def image_url(base, attrs):
-    """The largest picture of an <img>: data-... first, since the others may be placeholders."""
+def image_urls(base, attrs):
+    """[the largest picture of an <img>] or []: data-... first, the others may be placeholders."""
     for name in ("data-srcset", "data-original", "data-lazy-src", "data-src", "srcset", "src"):
         sizes = {link: float(size) for link, size in CANDIDATE.findall(attrs[name])}
-        largest = max(sizes, key=sizes.get, default=attrs[name].strip(" ,"))
+        largest = max(sizes, key=sizes.get, default=attrs[name].strip(" ,\n").split(",\n")[0])
         url = resolve(base, largest)
-        if url and not url.endswith(".svg"):
-            return url
-    return ""
+        if url and not urlsplit(url).path.lower().endswith(".svg"):
+            return [url]
+    return []
 
 
 def decode_page(body, response):
@@ -236,7 +236,7 @@ class Web(BaseHandler):
                 self.gap = max(self.gap, delay)
         path = unquote(url.removeprefix(origin))
         matching = [rule for rule in self.rules[origin] if fnmatchcase(path, rule[2])]
-        return max([(0, True, ""), *matching])[1]  # allow wins ties
+        return path == "/robots.txt" or max([(0, True, ""), *matching])[1]  # allow wins ties
 
     def fetch(self, url):
         """(record, body) of a picture; if it fails, the body is None and the status says why."""
@@ -297,7 +297,7 @@ def read_robots(web, origin):
             print(f"{origin}/robots.txt: {error}; so nothing is allowed")
             text = "User-agent: *\nDisallow: /"
     groups, names, last = defaultdict(list), [], ""
-    lines = r"(?im)^[ \t]*(user-agent|allow|disallow|crawl-delay)[ \t]*:([^#\r\n]*)"
+    lines = r"(?im)(?:^|\r)[ \t]*(user-agent|allow|disallow|crawl-delay)[ \t]*:([^#\r\n]*)"
     for key, value in re.findall(lines, text):
         key, value = key.lower(), value.strip()
         if key == "user-agent":

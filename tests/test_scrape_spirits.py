@@ -197,6 +197,7 @@ def test_an_element_gives_its_picture_files_else_its_images_else_its_links():
     for html, expected in {
         "<a href=1.png><img src=0.png></a><img src=2.png>": ["1.png"],
         "<a href=post/7><img src=0.png></a>": ["0.png"],
+        "<a href=post/7><img src=zoom.svg><img src=data:,></a>": ["post/7"],
         "<img src=0.png><a href=1.JPG?size=9>x</a>": ["1.JPG?size=9"],
         "<a href=/wiki/File:1.png><img src=0.png></a>": ["0.png"],
         "<a href=1.png>x<a href=2.png>y": ["1.png", "2.png"],
@@ -212,7 +213,10 @@ def test_a_page_without_spirits_gives_its_picture_files_and_its_largest_images()
         "<img src=0.png data-src=data:,x data-srcset='1.png 1x,2.png 1.5x'>": ["2.png"],
         "<img src=0.png srcset='a,b.png 2x , c.png, '>": ["a,b.png"],
         "<img src='pic 100x90.png'>": ["pic%20100x90.png"],
-        "<img src=about:blank><img src=''><img src=logo.svg>": [],
+        "<img src=about:blank><img src=''><img src=logo.SVG?v=1>": [],
+        "<picture><source srcset=1.png><source srcset=2><img srcset=3></picture>": ["1.png"],
+        "<img src=1?id=3&timestamp=1><![endif]--><img src=2.png>": ["1?id=3&timestamp=1", "2.png"],
+        f"<img src='data:image/png;base64,{'A' * 10**6}'>": [],  # in an instant
         "<picture><source srcset=1><source type=image/avif srcset=2><img></picture>": ["1"],
         "<a href=1.png><source srcset=0.png><img></a><img src=2.png>": ["1.png", "2.png"],
     }.items():
@@ -364,6 +368,8 @@ def test_robots_txt_is_obeyed(monkeypatch):
         (ours + "Allow: /\n" + ours + "Disallow: /a", "/a", False),
         ("\ufeffUser-Agent: Scrape_Spirits/2.0 # us\r\ndisallow : /\r\n", "/a", False),
         (ours + "Disallow:", "/x", True),
+        (ours.replace("\n", "\r") + "Disallow: /a\r", "/a", False),
+        (ours + "Disallow: /", "/robots.txt", True),
         (ours + "Allow: /page/\nDisallow: /page/no.gif", "/page/no.gif", False),
         (ours + "Disallow: /a\nAllow: /a", "/a", True),
         (ours + "Disallow: *.gif$\nAllow: /publications/", "/publications/a.gif", True),
