@@ -322,7 +322,7 @@ def catch_signals():
 
     def handler(number, frame):
         signals.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, before[number])
 
     if WORLD == 1 and threading.current_thread() is threading.main_thread():
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
@@ -333,6 +333,7 @@ def catch_signals():
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+        torch.set_num_threads(THREADS)  # for what a notebook runs next
 
 
 def train(state, images, labels, train_step, args, bf16, signals):
@@ -473,12 +474,12 @@ def end_epoch(state, args):
     last = state.epoch == args.epochs
     if RANK == 0:
         with one_line(f"{args.out}: the log or the sample grid is not written", warn=True):
+            with atomic(f"{args.out}/samples/epoch_{state.epoch:04}.png") as file:
+                torchvision.utils.save_image(sample_grid(state, args), file, format="png")
             with atomic(f"{args.out}/log.csv", "w") as file:
                 print(*row, sep=",", file=file)
                 for line in state.log:
                     print(*line.values(), sep=",", file=file)
-            with atomic(f"{args.out}/samples/epoch_{state.epoch:04}.png") as file:
-                torchvision.utils.save_image(sample_grid(state, args), file, format="png")
         rare = state.epoch.bit_count() == 1  # 1, 2, 4, 8, ...: drawing takes half a second
         if (last or rare) and find_spec("matplotlib"):
             with one_line(f"{args.out}: the curves are not drawn", warn=True):
@@ -519,8 +520,9 @@ def write_args(args, device):
     versions = f"python {sys.version}, torch {torch.__version__}, numpy {np.__version__}"
     facts = {"script": SCRIPT, "args": vars(args), "device": device, "versions": versions}
     with one_line(f"--out {args.out}: cannot be written to"):
-        for leftover in Path(args.out).rglob(".*.tmp"):  # of a process that was killed
-            leftover.unlink()
+        for folder in ("", "samples", "snapshots"):
+            for leftover in Path(args.out, folder).glob(".*.tmp"):  # of a process that was killed
+                leftover.unlink()
         with atomic(f"{args.out}/args.json", "w") as file:
             json.dump(facts, file, indent=2)
         if THIS_FILE.is_file():
@@ -624,6 +626,8 @@ def decode(source, chosen, size, file):
                     small.append(i)
                 return to_rgb(image, size).tobytes()
         except Exception as error:  # Pillow raises nearly anything on a damaged file
+            if getattr(error, "errno", None):  # the disk's, which may pass
+                raise SystemExit(f"--data: {source.items[i]} cannot be read ({error})")
             failed[i] = f"{source.items[i]} ({str(error).split(' <')[0]})"  # without an address
             return b""
 
@@ -648,7 +652,7 @@ def check_classes(labels, classes):
     counts = dict(zip(classes, labels.bincount().tolist()))
     print("classes:", counts)
     for name in classes:
-        if counts[name] < 10 or name in (".", "train", "val", "test"):
+        if counts[name] < 10 or name in (".", "train", "val", "test", "unlabeled"):
             print(f"is {name} a class? If not, pick the rest with --classes, or a sub-folder")
 
 
@@ -727,9 +731,9 @@ def open_folder(path):
     if path.is_dir():
         root, names = path, []
         for folder, below, found in os.walk(path, followlinks=True, onerror=print):
-            if os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents):
-                below.clear()  # a link that leads back up
-                found.clear()
+            up = os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents)
+            if up or "checkpoint.pt" in found:  # a link that leads back up, or a run folder
+                below[:], found = [], []
             names += [Path(folder, name).relative_to(path).as_posix() for name in found]
     else:
         root, names = zipfile.Path(path), zipfile.ZipFile(path).namelist()
@@ -753,7 +757,7 @@ def open_folder(path):
         with (root / names[i]).open("rb") as file:
             return Image.open(io.BytesIO(file.read(2**28)), formats=FORMATS)  # 256 MiB at most
 
-    key = [stamp(path / name) for name in files] if path.is_dir() else stamp(path)
+    key = [stamp(path / name) for name in names] if path.is_dir() else stamp(path)
     return Source(key, names, labels, classes.tolist(), read)
 
 
@@ -891,7 +895,8 @@ def parse_args(argv=None, earlier=None):
         base_resolution(args.size)
     except ValueError as error:
         parser.error(f"--size {error}")
-    for name in ("data", "cache", "out"):
+    args.data = os.path.expanduser(args.data)  # ./sprites is a folder
+    for name in ("cache", "out"):
         setattr(args, name, os.path.normpath(os.path.expanduser(getattr(args, name))))
     return args
 

@@ -810,9 +810,9 @@ def open_folder(path):
     if path.is_dir():
         root, names = path, []
         for folder, below, found in os.walk(path, followlinks=True, onerror=print):
-            if os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents):
-                below.clear()  # a link that leads back up
-                found.clear()
+            up = os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents)
+            if up or "checkpoint.pt" in found:  # a link that leads back up, or a run folder
+                below[:], found = [], []
             names += [Path(folder, name).relative_to(path).as_posix() for name in found]
     else:
         root, names = zipfile.Path(path), zipfile.ZipFile(path).namelist()
@@ -836,7 +836,7 @@ def open_folder(path):
         with (root / names[i]).open("rb") as file:
             return Image.open(io.BytesIO(file.read(2**28)), formats=FORMATS)  # 256 MiB at most
 
-    key = [stamp(path / name) for name in files] if path.is_dir() else stamp(path)
+    key = [stamp(path / name) for name in names] if path.is_dir() else stamp(path)
     return Source(key, names, labels, classes.tolist(), read)
 
 

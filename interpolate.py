@@ -173,7 +173,7 @@ def write_animation(path, images, fps):
     """Write images, uint8 (N, 3, H, W), as an endless .gif or .webp, about 256 pixels large."""
     scale = max(1, 256 // max(images.shape[2:]))
     frames = [enlarge(image, scale) for image in images]
-    times = [round(100 * i / fps) * 10 for i in range(len(frames) + 1)]  # ms, in tens for a .gif
+    times = [round(100 * i / min(fps, 50)) * 10 for i in range(len(frames) + 1)]  # ms, in tens
     durations = [end - start for start, end in pairwise(times)]
     options = {"save_all": True, "append_images": frames[1:], "loop": 0, "lossless": True}
     with atomic(path) as file:
@@ -454,7 +454,7 @@ def build_parser():
     add("--steps", type=int, help="images in a row (default 9, in an animation 30)")
     add("--path", choices=("slerp", "lerp"), default="slerp", help="arc or line (default slerp)")
     add("--loop", action="store_true", help="last row leads back to the first seed")
-    add("--fps", type=int, default=20, help="images per second of an animation (default 20)")
+    add("--fps", type=int, default=20, help="images per second, at most 50 (default 20)")
     add("--dims", type=int, default=5, help="number of directions of --traverse (default 5)")
     add("--out", type=Path, help=".png, .gif or .webp; with --samples .png, .npz or a folder "
         "(default: a .png in the run folder)")
@@ -475,11 +475,12 @@ def parse_args(argv=None):
     for name, value in vars(args).items():
         if type(value) is int and value < 1 and name != "traverse":
             parser.error(f"--{name.replace('_', '-')} {value}: must be above 0")
-    if args.seeds and args.kind not in ("interpolation", "between"):
-        parser.error(f"--seeds: has no effect on --{args.kind}")
+    takers = {"seeds": ["interpolation", "between"], "dims": ["traverse"]}
+    takers |= {"loop": ["interpolation"], "path": ["interpolation"]}
+    for name, kinds in takers.items():
+        if getattr(args, name) != parser.get_default(name) and args.kind not in kinds:
+            parser.error(f"--{name}: is for {' and '.join(kinds)}, not for {args.kind}")
     args.seeds = args.seeds or list(range(6))
-    if args.loop and args.kind != "interpolation":
-        parser.error(f"--loop: has no effect on --{args.kind}")
     if args.loop:
         args.seeds.append(args.seeds[0])
     if args.kind == "interpolation" and len(args.seeds) < 2:

@@ -166,7 +166,7 @@ def find_links(html, url, select=None):
     urls = [] if page.groups or select else page.rest["file"] + page.rest["image"]
     for group in page.groups:
         urls += group["file"] or group["image"] or group["link"]
-    return [url for url in dict.fromkeys(urls) if url], page.following
+    return list(filter(None, dict.fromkeys(urls))), page.following
 
 
 def image_urls(base, attrs):

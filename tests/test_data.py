@@ -299,8 +299,18 @@ def test_links_are_followed_circles_end_and_a_broken_one_is_named(tmp_path, load
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2]
     first, second, third = pictures.values()
     assert np.array_equal(images, [first, third, second, second, first, third, third])
-    (folder / "owl/link").symlink_to("gone")
-    assert str(folder / "owl/link") in refusal(folder)
+    (folder / "owl/5.png").symlink_to("gone")
+    assert str(folder / "owl/5.png") in refusal(folder)
+
+
+def test_a_run_folder_and_the_cache_may_lie_among_the_images(tmp_path, capsys):
+    members, pictures = pictures_of(["1.png", "runs/x/samples/2.png", "runs/x/3.png"])
+    folder = files_of(tmp_path / "photos", members)
+    (folder / "runs/x/checkpoint.pt").write_bytes(b"")
+    for _ in range(2):
+        images, *_ = wgan_gp.load_data(str(folder), 16, None, str(folder))
+        assert np.array_equal(images, [pictures["1.png"]])
+    assert len(list(folder.glob("*.u8"))) == 1
 
 
 def test_a_folder_that_may_not_be_opened_is_named(tmp_path, refusal, monkeypatch, capsys):
@@ -430,6 +440,15 @@ def test_unreadable_images_are_left_out_and_the_first_are_named(tmp_path, load, 
     assert first == "5 of them cannot be read: dog/1.png (cannot identify image file)"
     assert second.startswith("2.png (Image size (1600000000 pixels) exceeds limit")
     assert third.startswith("3.png (") and "truncated" in third
+
+
+def test_an_error_of_the_disk_is_no_damaged_image(tmp_path, load, refusal, monkeypatch):
+    members, _ = pictures_of(["a.png", "b.png"])
+    folder = files_of(tmp_path / "set", members)
+    with monkeypatch.context() as context:
+        context.setattr(Image, "open", Mock(side_effect=OSError(5, "Input/output error")))
+        assert "a.png cannot be read ([Errno 5] Input/output error)" in refusal(folder)
+    assert len(load(folder)[0]) == 2
 
 
 def test_unpacking_a_zip_is_advised_where_no_image_of_it_can_be_read(tmp_path, refusal, capsys):

@@ -291,7 +291,7 @@ def test_a_second_signal_acts_at_once_and_one_that_is_ignored_stays_so():
     with wgan_gp.catch_signals() as signals:
         signal.raise_signal(signal.SIGTERM)
         assert signals == [signal.SIGTERM]
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == before
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     assert signal.getsignal(signal.SIGTERM) == before  # in an interpreter that lives on
     signal.signal(signal.SIGINT, of_interrupts)
@@ -322,6 +322,16 @@ def test_resume_takes_a_new_rate_adds_to_the_seconds_and_names_the_next_command(
     assert saved["log"][3]["seconds"] >= 1000
     words = capsys.readouterr().out.split("; next: python interpolate.py ")[1]
     assert Path(interpolate.parse_args(shlex.split(words)).checkpoint) == out
+
+
+def test_a_path_is_no_name_of_a_set_and_files_of_others_stay(data, tmp_path):
+    args = wgan_gp.parse_args(["--data", "./sprites"])
+    assert (args.data, args.g_width) == ("./sprites", 128)
+    (tmp_path / "other").mkdir()
+    for name in (".log.csv.7.tmp", "other/.log.csv.7.tmp"):
+        (tmp_path / name).write_bytes(b"")
+    run(*data, "--epochs", 1, "--out", tmp_path)
+    assert [path.parent.name for path in tmp_path.rglob(".*.tmp")] == ["other"]
 
 
 def test_a_finished_run_says_how_to_go_on_and_stays_as_it_is(out, capsys):

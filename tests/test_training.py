@@ -209,6 +209,9 @@ def test_sprites_train_on_one_thread_and_other_data_on_all(monkeypatch):
         args = wgan_gp.parse_args(["--data", data, "--device", "cpu", "--precision", "fp32"])
         assert wgan_gp.set_up_device(args)[1] == f"cpu (threads: {number}), float32"
         assert torch.get_num_threads() == number
+    with wgan_gp.catch_signals():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
 
 

@@ -135,3 +135,4 @@ def test_constraints_that_make_no_sense_are_refused(capsys, flags, said):
     with pytest.raises(SystemExit, match="2"):
         wgan.parse_args(flags.split())
     assert said in capsys.readouterr().err
+    wgan.parse_args(["--resume", "--stable-rank", "0.3"])  # is asked again beside the run's flags
