@@ -211,10 +211,9 @@ def test_a_wrong_flag_ends_in_its_error_and_names_help(script, capsys):
     with pytest.raises(SystemExit) as stopped:
         importlib.import_module(Path(script).stem).main(["--nonsense", "3"])
     assert stopped.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert "--help" in lines[0]
-    assert "error: " in lines[1]
+    usage, error = capsys.readouterr().err.splitlines()
+    assert "--help" in usage
+    assert "error: " in error
 
 
 # ---- Pages --------------------------------------------------------------------------------------
@@ -245,8 +244,7 @@ def test_the_conventions_are_short_and_name_tests_that_exist():
     assert len(text.splitlines()) <= 90
     named = re.findall(r"`(test_\w+)`", text)
     there = "\n".join(read(path) for path in (ROOT / "tests").glob("test_*.py"))
-    missing = [name for name in named if f"def {name}(" not in there]
-    assert not missing
+    assert not [name for name in named if f"def {name}(" not in there]
 
 
 def test_pages_link_to_files_that_exist():

@@ -97,14 +97,10 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-CASES = [
-    (dcgan, "--epochs 2 --lr-decay --ema 0"),
-    (dcgan, "--epochs 2 --d-norm spectral --hflip"),
+@pytest.mark.parametrize("module, flags", [
+    (dcgan, "--epochs 2 --lr-decay --ema 0"), (dcgan, "--epochs 2 --d-norm spectral --hflip"),
     (wgan_gp, "--epochs 4 --n-critic 2 --conditional --lr-decay"),
-]
-
-
-@pytest.mark.parametrize("module, flags", CASES)
+])  # fmt: skip
 def test_a_replayed_step_is_one_that_python_runs(run, monkeypatch, module, flags):
     """To the bit: latents, updates, average, learning rate and losses, over several epochs."""
     plain = run(module, "plain", *flags.split())
@@ -172,14 +168,9 @@ def at_step(monkeypatch, step, act):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("module", TRAINERS)
-@pytest.mark.parametrize(
-    "flags, rtol",
-    [
-        ("--lr-decay", 1e-3),
-        ("--hflip --ema 0 --conditional", 1e-3),
-        ("--precision bf16", 5e-2),
-    ],
-)
+@pytest.mark.parametrize("flags, rtol", [
+    ("--lr-decay", 1e-3), ("--hflip --ema 0 --conditional", 1e-3), ("--precision bf16", 5e-2),
+])  # fmt: skip
 def test_a_graph_agrees_with_eager_steps_on_images_in_ram(train, monkeypatch, module, flags, rtol):
     graph = train(module, "graph", "--epochs", 2, *flags.split())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 0))

@@ -55,9 +55,7 @@ def test_two_train_steps_are_the_algorithm_written_out_by_hand(classes):
     opt_D = torch.optim.SGD(D.parameters(), 0.1)
     attached = []  # to G's graph
     D.register_forward_hook(lambda net, inputs, logits: attached.append(inputs[0].requires_grad))
-    y = None
-    if classes:
-        y = torch.eye(3)[[0, 2, 1, 1]]
+    y = torch.eye(3)[[0, 2, 1, 1]] if classes else None
     bce = nn.BCEWithLogitsLoss()
     ones, zeros = torch.ones(4), torch.zeros(4)
     for step in range(2):
@@ -85,8 +83,7 @@ def test_two_train_steps_are_the_algorithm_written_out_by_hand(classes):
 
 
 def test_the_defaults_are_the_papers():
-    flags = "--lr 2e-4 --betas 0.5 0.999 --batch-size 128 --epochs 40"
-    flags += " --g-width 128 --d-width 64"
+    flags = "--lr 2e-4 --betas 0.5 0.999 --batch-size 128 --epochs 40 --g-width 128 --d-width 64"
     flags += " --z-dim 100 --norm batch --d-norm same --d-act leaky"
     given = dcgan.parse_args(["--data", "cifar10", *flags.split()])
     assert dcgan.parse_args(["--data", "cifar10"]) == given
@@ -106,16 +103,13 @@ def test_adam_trains_both_networks_at_one_rate():
         assert group["params"] == list(parts[name].parameters())
 
 
-@pytest.mark.parametrize(
-    "flags, in_G, in_D, slope, spectral",
-    [
-        ("", 2, 1, 0.2, False),
-        ("--norm none", 0, 0, 0.2, False),
-        ("--norm none --d-norm batch", 0, 1, 0.2, False),
-        ("--d-norm spectral", 2, 0, 0.2, True),
-        ("--d-act relu", 2, 1, 0.0, False),
-    ],
-)
+@pytest.mark.parametrize("flags, in_G, in_D, slope, spectral", [
+    ("", 2, 1, 0.2, False),
+    ("--norm none", 0, 0, 0.2, False),
+    ("--norm none --d-norm batch", 0, 1, 0.2, False),
+    ("--d-norm spectral", 2, 0, 0.2, True),
+    ("--d-act relu", 2, 1, 0.0, False),
+])  # fmt: skip
 def test_flags_choose_norms_and_activation(flags, in_G, in_D, slope, spectral):
     args = dcgan.parse_args([*TINY.split(), *flags.split()])
     parts, step = dcgan.build(args, 3, torch.device("cpu"))

@@ -14,6 +14,7 @@ import zipfile
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -38,10 +39,8 @@ class Light:
     seen = 0  # images, of all networks
 
     def __init__(self, weights, dims=64, device="cpu", dtype=None):
-        self.device = torch.device(device)
-        self.home = device
-        generator = torch.Generator().manual_seed(0)
-        self.matrix = torch.randn(192, dims, generator=generator)
+        self.device, self.home = torch.device(device), device
+        self.matrix = torch.randn(192, dims, generator=torch.Generator().manual_seed(0))
 
     def __call__(self, images):
         Light.seen += len(images)
@@ -147,8 +146,7 @@ def test_features_are_those_of_pytorch_fid_and_in_bfloat16_close(weights, pytorc
     for dims, expected in zip((2048, 768, 192, 64), reversed(maps)):
         found = fid.Inception(weights, dims)([image])
         assert found.shape == (1, dims)
-        difference = found - expected.mean((2, 3))
-        assert difference.abs().max() <= 1e-5 * found.abs().max()
+        assert (found - expected.mean((2, 3))).abs().max() <= 1e-5 * found.abs().max()
     rough = fid.Inception(weights, 64, dtype=torch.bfloat16)([image])
     assert rough.dtype == torch.float32
     assert 1e-6 < (rough - found).norm() / found.norm() < 0.05
@@ -168,9 +166,7 @@ def test_weights_may_end_after_the_layer_and_the_first_wrong_one_is_named(weight
     assert "size mismatch for Conv2d_1a_3x3.bn.weight" in refusal("real real")
 
 
-def test_the_number_is_that_of_pytorch_fid_and_statistics_travel_both_ways(
-    weights, pytorch_fid, capsys
-):
+def test_the_number_is_pytorch_fids_and_statistics_travel_both_ways(weights, pytorch_fid, capsys):
     def theirs(*paths):
         return pytorch_fid.calculate_fid_given_paths(paths, 1, "cpu", 64, 0)
 
@@ -286,8 +282,7 @@ def test_the_inception_score_is_that_of_torch_fidelity_and_at_its_ends_exact():
 def test_prdc_written_out_and_that_of_torch_fidelity(n, m, d):
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    real, fake = two_clouds(n, m, d)
-    real, fake = real.double(), fake.double()
+    real, fake = (cloud.double() for cloud in two_clouds(n, m, d))
     ours = fid.prdc(real, fake)
     theirs = prc_features_to_metric(fake, real, prc_neighborhood=3, verbose=False)
     assert ours["precision"] == pytest.approx(theirs["precision"], abs=1e-6)
@@ -328,8 +323,7 @@ def test_no_number_depends_on_the_names_or_the_order_of_files(light, monkeypatch
     (same,) = run("real-turned.npy fake-turned.npy --kid --prdc")
     assert row.pop("path") != same.pop("path")
     assert row == pytest.approx(same, rel=1e-6)
-    measures = ["FID-64", "KID-64", "precision-64", "recall-64", "density-64", "coverage-64"]
-    assert [*row] == ["n", *measures]
+    assert [*row] == "n FID-64 KID-64 precision-64 recall-64 density-64 coverage-64".split()
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
@@ -346,8 +340,7 @@ def test_the_score_is_of_logits_without_their_bias_in_the_order_of_hashes(light,
     score, std = fid.inception_score(logits)
     assert row["IS"] == pytest.approx(score, rel=1e-5)
     assert row["IS std"] == pytest.approx(std, rel=1e-5)
-    printed = f"  IS {row['IS']:.6f} ± {row['IS std']:.6f}  fake.npy"
-    assert printed in capsys.readouterr().out
+    assert f"  IS {row['IS']:.6f} ± {row['IS std']:.6f}  fake.npy" in capsys.readouterr().out
     assert "take images" in refusal("fake.npy stats.npz --is", dims=2048)
 
 
@@ -422,8 +415,7 @@ def test_a_generator_counts_like_the_images_it_would_have_saved(light, kind, cap
         row, saved = run(f"real {kind} saved {flags} --batch-size {batch_size}")
         assert row["n"] == 20
         assert row["FID-64"] == pytest.approx(saved["FID-64"], rel=1e-6)
-    assumed = "ReLU" in capsys.readouterr().out  # of a foreign network
-    assert assumed == (kind != "run")
+    assert ("ReLU" in capsys.readouterr().out) == (kind != "run")  # assumed of a foreign network
 
 
 def test_beside_a_generator_all_images_take_its_size_or_that_of_size(light, monkeypatch, capsys):
@@ -435,8 +427,7 @@ def test_beside_a_generator_all_images_take_its_size_or_that_of_size(light, monk
     (found,) = distances("photos.npy g.pth --n 8")
     assert found == pytest.approx(wanted, rel=1e-6)
     line = capsys.readouterr().out.splitlines()[1]
-    assert "16x16" in line
-    assert "--size 0" in line
+    assert "16x16, as the generator's; --size 0" in line
     (kept,) = distances("photos.npy g.pth --n 8 --size 0")
     other, same = distances("photos.npy g.pth saved.npy --n 8 --size 24")
     assert other == pytest.approx(same, rel=1e-6)
@@ -549,12 +540,10 @@ def test_of_a_file_with_images_and_statistics_one_is_taken_and_named(light, caps
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"d": 2048}, "--dims 2048"),
-    ({"n": 1}, "only 1 image"),
+    ({"d": 2048}, "--dims 2048"), ({"n": 1}, "only 1 image"),
     ({"mu": np.full(64, np.nan)}, "NaN"),
     ({"sigma": np.full((64, 64), np.nan)}, "NaN"),
-    ({"sigma": np.tri(64)}, "not symmetric"),
-    ({"sigma": np.eye(3)}, "cannot be read"),
+    ({"sigma": np.tri(64)}, "not symmetric"), ({"sigma": np.eye(3)}, "cannot be read"),
 ])  # fmt: skip
 def test_statistics_that_are_refused(light, change, words):
     statistics("good.npz")
@@ -642,9 +631,8 @@ def test_the_script_runs_from_a_pipe_and_in_a_notebook_whose_flags_it_does_not_t
     statistics("é.npz")
     flags = ["é.npz", "é.npz", "--dims", "64", "--device", "cpu"]
     script = Path(fid.__file__).read_bytes()
-    command = [sys.executable, "-", *flags]
     env = os.environ | {"PYTHONIOENCODING": "ascii"}  # a console that lacks a letter
-    done = subprocess.run(command, input=script, capture_output=True, env=env)
+    done = subprocess.run([sys.executable, "-", *flags], input=script, capture_output=True, env=env)
     assert done.stdout.startswith(b"FID-64 0.000000  ?.npz (N unknown)"), done.stderr
     monkeypatch.setattr(sys, "argv", ["fid.py", *flags])
     monkeypatch.setattr(sys, "stdout", io.StringIO())
@@ -665,9 +653,6 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
 
 
 def test_sets_that_make_no_number_and_a_lack_of_memory_end_in_one_line(light, monkeypatch):
-    def fail(*_):
-        raise RuntimeError("CUDA out of memory.\nand a trace of C++")
-
     write("good", noise(0, 4))
     write("one", noise(0, 1))
     np.save("none.npy", noise(0, 1)[1:])
@@ -682,7 +667,8 @@ def test_sets_that_make_no_number_and_a_lack_of_memory_end_in_one_line(light, mo
         fid.main(["good", "good", "--device", "cpu", "--dims", "768"])
     monkeypatch.setattr(Light, "__call__", lambda *_: torch.nan)
     assert "not finite" in refusal("good good")
-    monkeypatch.setattr(Light, "__call__", fail)
+    error = RuntimeError("CUDA out of memory.\nand a trace of C++")
+    monkeypatch.setattr(Light, "__call__", Mock(side_effect=error))
     assert "a smaller --batch-size (CUDA out of memory." in refusal("good good")
 
 
@@ -698,11 +684,9 @@ def test_weights_that_are_not_the_published_ones_are_warned_of_once(light, monke
 
 
 def test_weights_that_cannot_be_downloaded(light, monkeypatch, tmp_path):
-    def fail(*_, **__):
-        raise OSError("network is unreachable")
-
+    error = OSError("network is unreachable")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=error))
     write("real", noise(0, 4))
     line = refusal("real real --weights=")
     for words in ("is unreachable", "--weights", "pt_inception-2015-12-05-6726825d.pth", "https:"):

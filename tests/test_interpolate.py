@@ -9,6 +9,7 @@ import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -82,8 +83,7 @@ def read(path):
 
 def images_of(G, z):
     """Images by hand: uint8 (N, H, W, 3)."""
-    levels = (G(z) + 1) * 127.5
-    levels = levels.round().clamp(0, 255).to(torch.uint8)
+    levels = ((G(z) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
 
@@ -218,12 +218,10 @@ def test_between_two_classes_the_latent_stays_and_an_animation_has_every_image(G
     assert x[3:, 9].tolist() == [0, 0.5, 1]
     assert labels[1] == ["seed 6 cat", "", "ship"]
     snapshot("g.pt", ["cat", "ship"])
-    run(f"g.pt {flags} --out b.gif")
-    with Image.open("b.gif") as animation:
-        assert animation.n_frames == 6
-    run("g.pt --seeds 3,3 --out still.gif")
-    with Image.open("still.gif") as animation:
-        assert animation.n_frames == 1
+    for command, frames in ((f"g.pt {flags}", 6), ("g.pt --seeds 3,3", 1)):
+        run(f"{command} --out b.gif")
+        with Image.open("b.gif") as animation:
+            assert animation.n_frames == frames
 
 
 @pytest.mark.parametrize("text, line", [("a", 17), ("", 0)])
@@ -544,11 +542,9 @@ def test_a_foreign_file_is_named_for_what_it_is(G):
 def test_a_full_disk_or_memory_is_one_line_and_leaves_nothing_half_written(
     G, monkeypatch, out, module, name
 ):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
     Path("s.npz").write_bytes(b"whole")
-    monkeypatch.setattr(module, name, full)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(module, name, Mock(side_effect=full))
     message = refusal(f"g.pt --samples 9 --out {out}")
     assert "not written; if memory is short, try a smaller --batch-size (" in message
     assert "No space left on device" in message
@@ -571,9 +567,7 @@ def test_pictures_go_into_the_run_folder_and_a_tilde_is_the_home_folder(G, monke
     assert load_generator("~/g.pt")[1]["z_dim"] == 8
 
 
-def test_in_a_notebook_standard_output_may_be_no_file_and_the_kernels_flags_are_not_taken(
-    G, monkeypatch, capsys
-):
+def test_in_a_notebook_stdout_may_be_no_file_and_its_flags_are_not_taken(G, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [SCRIPT, "g.pt", "--samples", "1"])
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     runpy.run_path(SCRIPT, run_name="__main__")

@@ -39,10 +39,7 @@ def has_biases(net):
 
 
 def test_sizes_are_4_to_7_times_a_power_of_two_from_16_to_256():
-    allowed = {}
-    for b in (4, 5, 6, 7):
-        for n in range(2, 7):
-            allowed[b * 2**n] = b, n
+    allowed = {b * 2**n: (b, n) for b in (4, 5, 6, 7) for n in range(2, 7)}
     for size in range(600):
         if size in allowed and size <= 256:
             assert dcgan.base_resolution(size) == allowed[size]
@@ -66,18 +63,15 @@ def test_maps_double_up_to_the_image_and_halve_back(size):
     assert maps == [*up, *up[-2::-1], 1]
 
 
-@pytest.mark.parametrize(
-    "Net, width, maps, parameters",
-    [
-        # 16(100*512 + 512*256 + 256*128 + 128*3) + 3, norms 2(512 + 256 + 128)
-        (Generator, 128, [512, 256, 128, 3], 3_448_579),
-        (Generator, 64, [256, 128, 64, 3], 1_068_931),
-        # 16(3*64 + 64*128 + 128*256 + 256) + 64 + 1, norms 2(128 + 256)
-        (Discriminator, 64, [64, 128, 256, 1], 663_361),
-        (wgan.Critic, 64, [64, 128, 256, 1], 663_361),
-        (wgan_gp.Critic, 64, [64, 128, 256, 1], 662_977),  # biases, 128 + 256
-    ],
-)
+@pytest.mark.parametrize("Net, width, maps, parameters", [
+    # 16(100*512 + 512*256 + 256*128 + 128*3) + 3, norms 2(512 + 256 + 128)
+    (Generator, 128, [512, 256, 128, 3], 3_448_579),
+    (Generator, 64, [256, 128, 64, 3], 1_068_931),
+    # 16(3*64 + 64*128 + 128*256 + 256) + 64 + 1, norms 2(128 + 256)
+    (Discriminator, 64, [64, 128, 256, 1], 663_361),
+    (wgan.Critic, 64, [64, 128, 256, 1], 663_361),
+    (wgan_gp.Critic, 64, [64, 128, 256, 1], 662_977),  # biases, 128 + 256
+])  # fmt: skip
 def test_networks_published_at_32(Net, width, maps, parameters):
     net = Net(32, width=width)
     assert channels(net) == maps
@@ -121,8 +115,7 @@ def test_a_network_without_a_norm_has_biases_instead(Net):
 
 @second_networks
 def test_a_leaky_relu_has_slope_0_2(Net):
-    slopes = [layer.negative_slope for layer in layers(Net(), nn.LeakyReLU)]
-    assert slopes == [0.2, 0.2, 0.2]
+    assert [layer.negative_slope for layer in layers(Net(), nn.LeakyReLU)] == [0.2, 0.2, 0.2]
 
 
 @second_networks
@@ -193,8 +186,7 @@ def test_a_generator_takes_a_class_as_more_of_its_latent():
     plain = Generator(16, 11, 4)
     plain.load_state_dict(G.state_dict())
     z, y = torch.randn(3, 8), torch.eye(3)
-    z_and_y = torch.cat([z, y], 1)
-    assert torch.equal(G(z, y), plain(z_and_y))
+    assert torch.equal(G(z, y), plain(torch.cat([z, y], 1)))
 
 
 # ---- Norms of the weights ------------------------------------------------------------------------
@@ -255,14 +247,12 @@ def test_stable_rank_against_the_singular_values(shape, share):
     rest = S[1:].square().sum().item()
     if rest > most - 1:
         S[1:] *= ((most - 1) / rest) ** 0.5
-    norm = wgan.StableRank(weight, share)
-    assert_close(norm(weight), U * S @ V)
+    assert_close(wgan.StableRank(weight, share)(weight), U * S @ V)
 
 
-@pytest.mark.parametrize(
-    "Net, norm",
-    [(Discriminator, "spectral"), (wgan.Critic, "spectral"), (wgan.Critic, 0.5)],
-)
+@pytest.mark.parametrize("Net, norm", [
+    (Discriminator, "spectral"), (wgan.Critic, "spectral"), (wgan.Critic, 0.5),
+])  # fmt: skip
 def test_norms_hold_within_a_few_percent_while_weights_are_trained_in_bfloat16(Net, norm):
     torch.manual_seed(1)
     net, y = Net(16, 4, norm, classes=3), torch.eye(3)

@@ -282,21 +282,18 @@ def test_after_four_failures_the_picture_may_still_come(gallery):
     assert len(asked(gallery, "/x.png")) == 5
 
 
-@pytest.mark.parametrize(
-    "reply, why, requests",  # the latter is how often it is asked for
-    [
-        (answer(404), "HTTP Error 404", 1),
-        (stop_short, "cut short after 3,000 bytes", 5),
-        (drip, "or 1 s", 1),
-        (answer(200, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "image file; it ", 1),
-        (answer(200, png()[:300] + b"\xff" * 40 + png()[340:]), "not a whole picture", 1),
-        (answer(200, png(kind="JPEG")[:-500]), "not a whole picture: image file is truncated", 1),
-        (answer(200, b"x" * 40_001), "more than 0.04 MB (--max-file)", 1),
-        (lambda handler: time.sleep(0.8), "timed out", 0),  # an answer without a head is not logged
-        (answer(302, Location="file:///etc/passwd"), "not allowed", 1),
-        (answer(429, Retry_After="86400"), "asks for a pause of 86,400 s", 1),
-    ],
-)
+@pytest.mark.parametrize("reply, why, requests", [  # the latter is how often it is asked for
+    (answer(404), "HTTP Error 404", 1),
+    (stop_short, "cut short after 3,000 bytes", 5),
+    (drip, "or 1 s", 1),
+    (answer(200, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "image file; it ", 1),
+    (answer(200, png()[:300] + b"\xff" * 40 + png()[340:]), "not a whole picture", 1),
+    (answer(200, png(kind="JPEG")[:-500]), "not a whole picture: image file is truncated", 1),
+    (answer(200, b"x" * 40_001), "more than 0.04 MB (--max-file)", 1),
+    (lambda handler: time.sleep(0.8), "timed out", 0),  # an answer without a head is not logged
+    (answer(302, Location="file:///etc/passwd"), "not allowed", 1),
+    (answer(429, Retry_After="86400"), "asks for a pause of 86,400 s", 1),
+])  # fmt: skip
 def test_answers_that_give_none(gallery, monkeypatch, capsys, reply, why, requests):
     monkeypatch.setattr(s, "LONGEST_FILE", 1)
     gallery.files |= {"/spirits": spirits("x.png"), "/x.png": reply}
@@ -466,9 +463,8 @@ def test_a_full_disk_costs_the_new_file_alone(gallery, monkeypatch, capsys):
 
 
 def start(server, *flags, script=s.__file__, **env):
-    command = [sys.executable, script, "--url", server.url + "/spirits"]
+    command = [sys.executable, script, "--url", server.url + "/spirits", "--delay", "0", *flags]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    command += ["--delay", "0", *flags]
     return subprocess.Popen(command, env=os.environ | env, text=True, **pipes)
 
 
@@ -504,7 +500,6 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(gallery):
         assert reached.wait(30)
         child.send_signal(signal.SIGINT)
         out, errors = child.communicate(timeout=30)
-
     assert (child.returncode, errors) == (130, "")
     assert re.search(r"\d+ kept, \d+ not tried\nstopped; the same command continues\n$", out)
     there = len(bodies())

@@ -144,11 +144,7 @@ def test_the_average_follows_weights_and_batch_norm_statistics():
 
 def test_the_averages_memory_is_short_at_the_start(steps, monkeypatch):
     weights = []
-
-    def note(G_ema, G, weight):
-        weights.append(float(weight))
-
-    monkeypatch.setattr(wgan_gp, "update_ema", note)
+    monkeypatch.setattr(wgan_gp, "update_ema", lambda G_ema, G, w: weights.append(float(w)))
     run("--epochs", 2, "--ema", 0.5)
     for t, weight in enumerate(weights):
         decay = min(0.5, (1 + t) / (10 + t))

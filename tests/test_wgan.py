@@ -44,9 +44,7 @@ def test_a_train_step_is_algorithm_1_written_out_by_hand(classes):
     opt_critic = torch.optim.SGD(critic.parameters(), 0.1)
     attached = []  # to G's graph
     critic.register_forward_hook(lambda net, inputs, f: attached.append(inputs[0].requires_grad))
-    ys = [None, None, None]
-    if classes:
-        ys = torch.eye(3)[torch.randint(3, (3, 4))]
+    ys = torch.eye(3)[torch.randint(3, (3, 4))] if classes else [None, None, None]
     batches = [(torch.rand(4, 3, 16, 16), y) for y in ys]
     torch.manual_seed(4)
     values = wgan.train_step(G, critic, opt_G, opt_critic, batches, 8, 0.013)
@@ -94,15 +92,12 @@ def test_rmsprop_without_momentum_trains_both_networks_at_one_rate():
         assert group["params"] == list(parts[name].parameters())
 
 
-@pytest.mark.parametrize(
-    "flags, batch_norms, Norm",
-    [
-        ("", 1, None),
-        ("--norm none", 0, None),
-        ("--constraint spectral", 0, SpectralNorm),
-        ("--constraint stable-rank --stable-rank 0.3", 0, StableRank),
-    ],
-)
+@pytest.mark.parametrize("flags, batch_norms, Norm", [
+    ("", 1, None),
+    ("--norm none", 0, None),
+    ("--constraint spectral", 0, SpectralNorm),
+    ("--constraint stable-rank --stable-rank 0.3", 0, StableRank),
+])  # fmt: skip
 def test_weights_are_either_clipped_or_normed(flags, batch_norms, Norm):
     torch.set_default_dtype(torch.float32)
     args = wgan.parse_args([*TINY.split(), *flags.split()])
@@ -123,14 +118,11 @@ def test_weights_are_either_clipped_or_normed(flags, batch_norms, Norm):
         assert norm.most == pytest.approx(0.3 * 8)
 
 
-@pytest.mark.parametrize(
-    "flags, said",
-    [
-        ("--stable-rank 1.1 --constraint stable-rank", "--stable-rank 1.1: must be at most 1"),
-        ("--constraint spectral --clip 0.1", "--clip: has no effect on --constraint spectral"),
-        ("--stable-rank 0.3", "--stable-rank: has no effect on --constraint clip"),
-    ],
-)
+@pytest.mark.parametrize("flags, said", [
+    ("--stable-rank 1.1 --constraint stable-rank", "--stable-rank 1.1: must be at most 1"),
+    ("--constraint spectral --clip 0.1", "--clip: has no effect on --constraint spectral"),
+    ("--stable-rank 0.3", "--stable-rank: has no effect on --constraint clip"),
+])  # fmt: skip
 def test_constraints_that_make_no_sense_are_refused(capsys, flags, said):
     with pytest.raises(SystemExit, match="2"):
         wgan.parse_args(flags.split())

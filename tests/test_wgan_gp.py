@@ -22,8 +22,7 @@ def float64():
 
 
 def test_losses_are_those_of_algorithm_1():
-    real = torch.tensor([1.0, 5.0])
-    fake = torch.tensor([-2.0, 0.0, 5.0])
+    real, fake = torch.tensor([1.0, 5.0]), torch.tensor([-2.0, 0.0, 5.0])
     assert wgan_gp.critic_loss(real, fake) == 1 - 3
     assert wgan_gp.generator_loss(fake) == -1
 
@@ -66,8 +65,7 @@ def test_the_derivative_of_the_penalty_is_that_of_finite_differences():
 
     def penalty(inner, outer):
         def critic(x):
-            hidden = x.flatten(1) @ inner
-            return hidden.tanh() @ outer
+            return (x.flatten(1) @ inner).tanh() @ outer
 
         torch.manual_seed(5)  # the same ε every time
         return gradient_penalty(critic, real, fake)[0]
@@ -90,8 +88,7 @@ def test_the_estimate_of_two_points_is_their_distance(d):
     """W1 = d, and the slope of the best penalized critic is 1 + d / 2λ."""
     w = torch.zeros(2, requires_grad=True)
     opt = torch.optim.SGD([w], 0.02)
-    real = torch.tensor([[d, 0.0]])
-    fake = torch.zeros(1, 2)
+    real, fake = torch.tensor([[d, 0.0]]), torch.zeros(1, 2)
     for _ in range(100):
         penalty, _ = gradient_penalty(lambda x: x @ w, real, fake)
         loss = wgan_gp.critic_loss(real @ w, fake @ w) + 10 * penalty
@@ -113,16 +110,13 @@ def test_a_train_step_is_algorithm_1_written_out_by_hand(classes):
     images pass the critic apart here and together there, since no sample changes another's score.
     """
     torch.manual_seed(3)
-    G = Generator(16, 8, 4, classes=classes)
-    critic = Critic(16, 4, classes=classes)
+    G, critic = Generator(16, 8, 4, classes=classes), Critic(16, 4, classes=classes)
     G2, critic2 = copy.deepcopy([G, critic])
     opt_G = torch.optim.SGD(G.parameters(), 0.01)
     opt_critic = torch.optim.SGD(critic.parameters(), 0.01)
     constant = []  # fakes
     G.register_forward_hook(lambda net, inputs, fake: constant.append(not fake.requires_grad))
-    ys = [None, None, None]
-    if classes:
-        ys = torch.eye(3)[torch.randint(3, (3, 4))]
+    ys = torch.eye(3)[torch.randint(3, (3, 4))] if classes else [None, None, None]
     batches = [(torch.rand(4, 3, 16, 16), y) for y in ys]
     torch.manual_seed(4)
     values = wgan_gp.train_step(G, critic, opt_G, opt_critic, batches, 8, 7.0)
