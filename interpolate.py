@@ -365,7 +365,7 @@ def find_device(name):
     if name == "cuda":  # one for each process of a torchrun
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     with one_line(f"--device {name}: cannot be used here"):
-        return torch.empty(0, device=name).device
+        return torch.ones(1, device=name).device
 
 
 @contextmanager

@@ -385,7 +385,7 @@ def lock(out):
     """Hold a run folder in the first process; the lock ends with it, however it ends."""
     with one_line(f"--out {out}: cannot be written to"):
         Path(out).mkdir(parents=True, exist_ok=True)
-        file = open(Path(out, ".lock"), "w")
+        file = open(Path(out, ".lock"), "a")
     with file:
         with one_line(f"--out {out}: another process trains in it"):
             if RANK == 0 and sys.platform == "win32":
@@ -919,7 +919,7 @@ def find_device(name):
     if name == "cuda":  # one for each process of a torchrun
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     with one_line(f"--device {name}: cannot be used here"):
-        return torch.empty(0, device=name).device
+        return torch.ones(1, device=name).device
 
 
 def set_up_device(args):
@@ -1027,6 +1027,6 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "alloc" not in str(error):
+        if isinstance(error, RuntimeError) and "alloc" not in str(error).lower():
             raise
         sys.exit("out of memory: try a smaller --batch-size, --size, --g-width or --d-width")

@@ -152,6 +152,9 @@ def shipped(script, images, device, batch_size, precision="auto", channels_last=
     flags += ["--device", device, "--precision", precision]
     args = module.parse_args([str(flag) for flag in flags])
     bf16 = module.set_up_device(args)[2]
+    if device.type == "cuda":  # whose default stream cannot be captured
+        torch.cuda.synchronize()
+        torch.cuda.set_stream(torch.cuda.Stream())
     torch.manual_seed(0)
     parts, train_step = module.build(args, 0, device)
     second_name = "D" if script == "dcgan" else "critic"
