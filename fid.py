@@ -22,7 +22,7 @@ Usage
     python fid.py cifar10 runs/cifar10 --nearest nearest.png
     python fid.py cifar10 runs/cifar10 --per-class            of a conditional generator
     python fid.py cifar10.npz runs/cifar10 --plot fid.png     of all snapshots of a run
-    torchrun --nproc-per-node=4 -- fid.py real/ fake/         a share each; -- ends its flags
+    torchrun --nproc-per-node=4 -- fid.py real/ fake/         4 processes; -- ends torchrun's flags
 
 REAL and FAKE are folders at any depth, .zip archives, .npy or .npz files of uint8 (N, H, W[, 3]),
 .npz files of statistics (mu, sigma), cifar10, stl10, sprites, LSUN's folders with data.mdb, or
@@ -102,10 +102,10 @@ class Inception:
 
     def __init__(self, weights, dims=2048, device="cpu", dtype=torch.float32):
         self.device, self.dtype = torch.device(device), dtype
-        self.home = device if self.device.type == "cuda" else "cpu"  # of float64: MPS has none
-        with torch.device("meta"):
+        self.float64_device = device if self.device.type == "cuda" else "cpu"  # MPS has no float64
+        with torch.device("meta"):  # makes no weights: load_state_dict assigns those of the file
             net = Inception3(aux_logits=False, init_weights=False).eval()
-        leaves = {"leaf_modules": [BasicConv2d]}
+        leaves = {"leaf_modules": [BasicConv2d]}  # kept whole, to fold the batch norms below
         layers = create_feature_extractor(net, {LAYERS[dims]: "map"}, tracer_kwargs=leaves)
         missing, _ = layers.load_state_dict(dict(weights), strict=False, assign=True)
         if missing:
@@ -138,8 +138,8 @@ def layout(device):
 
 
 def load_inception(args, device):
-    """The Inception network, with the first digits of its file's sha256. With --is it has fc, the
-    weights of the last layer (1008, 2048); the published score leaves out the bias as well."""
+    """The Inception network; sha256 has the first digits of its file's. With --is it has fc, the
+    last layer's weights (1008, 2048), without the bias, as in the code of Salimans et al."""
     path = Path(args.weights or f"{torch.hub.get_dir()}/checkpoints/{FILE}")
     if not args.weights and not path.exists():
         with one_line(f"{WEIGHTS}: download failed; put it at {path}, or use --weights"):
@@ -166,7 +166,7 @@ def frechet_distance(a, b):
     Dowson and Landau 1982: |mu1 - mu2|^2 + tr Sigma1 + tr Sigma2 - 2 tr (Sigma1 Sigma2)^(1/2), the
     last being the nuclear norm of M = R1 R2^T, the sum of the roots of M M^T's eigenvalues.
     """
-    if len(a.root) > len(b.root):  # M M^T is the smaller one then
+    if len(a.root) > len(b.root):  # so that M M^T is smaller than M^T M
         a, b = b, a
     m = a.root @ b.root.T
     nuclear = np.sqrt(np.linalg.eigvalsh(m @ m.T).clip(0)).sum()
@@ -186,8 +186,8 @@ def kid(x, y, subsets=100, subset_size=1000):
     """Kernel Inception distance of features (N, d) and (M, d): mean and standard deviation.
 
     Bińkowski et al. 2018 (arXiv 1801.01401), section 4: the unbiased estimate of the squared MMD
-    with the kernel (x.y / d + 1)^3, over random subsets of both, always the same; about 0 where
-    both sets have one distribution, and then as often negative.
+    with the kernel (x.y / d + 1)^3, averaged over random subsets, the same ones in every call.
+    About 0, and then as often negative as positive, where both sets have the same distribution.
     """
     rng = np.random.default_rng(0)
     n = min(subset_size, len(x), len(y))
@@ -222,10 +222,10 @@ def inception_score(logits, splits=10):
 def prdc(real, fake):
     """Precision, recall, density and coverage of features (N, d) and (M, d).
 
-    Precision: the share of fakes in the ball of some real image, whose radius is the distance to
-    its third neighbour; recall: the same with the roles exchanged (Kynkäänniemi et al. 2019, arXiv
-    1904.06991). Density counts the balls that a fake is in, of radii up to the fifth neighbour,
-    over 5; coverage is the share of them that hold a fake (Naeem et al. 2020, arXiv 2002.09797).
+    Precision: the share of fakes inside the ball of at least one real image, whose radius is the
+    distance to its third neighbour; recall: the same with the roles exchanged (Kynkäänniemi et al.
+    2019, arXiv 1904.06991). With radii to the fifth neighbour, density is the mean number of balls
+    that a fake is in, over 5; coverage the share of balls with a fake (Naeem, arXiv 2002.09797).
     """
     real, fake = real.double(), fake.double()
     near_real, _ = neighbours(real, real, 6)  # the first is the image itself
@@ -242,14 +242,14 @@ def prdc(real, fake):
 
 
 def balls(x, centers, radii):
-    """In how many balls each row of x (N, d) lies (N,), and whether each ball holds one (M,): NumPy
-    arrays, of balls around centers (M, d) with radii (M,)."""
-    counts, filled = [], False
+    """For balls around centers (M, d) with radii (M,): how many of them hold each row of x (N, d),
+    an array (N,), and whether each ball holds a row, an array (M,)."""
+    counts, filled = [], []
     for part in x.split(1024):
         inside = torch.cdist(part, centers) <= radii
         counts.append(inside.sum(1))
-        filled |= inside.any(0)
-    return torch.cat(counts).cpu().numpy(), filled.cpu().numpy()
+        filled.append(inside.any(0))
+    return torch.cat(counts).cpu().numpy(), torch.stack(filled).any(0).cpu().numpy()
 
 
 def neighbours(x, y, k):
@@ -264,13 +264,13 @@ def neighbours(x, y, k):
 
 # ---- Sets of images ------------------------------------------------------------------------------
 
-# REAL or a FAKE: its path; n, the number of images, or "unknown"; a key that changes with them;
-# labels (n,), which index classes, a list of names; pixels(numbers), which reads images as a list
-# of uint8 (3, H, W), None for statistics; info, load_generator's dict, else {}. When measured: mu
-# (d,) and root (any, d), root^T root = covariance, float64; where a flag needs features, these as
-# rows (n, d), float32, and the numbers of their images. Rows are in the order of the images'
-# hashes, so that no random subset depends on the names of files.
-FIELDS = "path n key labels classes pixels info mu root rows numbers"
+# REAL or a FAKE. path; n, number of images or "unknown"; key, which changes with the images; labels
+# (n,), indices into classes, a list of names; pixels(numbers), which reads those images as a list
+# of uint8 (3, H, W), or None for statistics; info, load_generator's dict or {}. Once measured: mu
+# (d,) and root (any, d), float64, root^T root = covariance; where a flag needs them, features
+# (n, d), float32, and numbers (n,), which image each row is of. Rows are in the order of the
+# images' hashes, so that no random subset depends on the names of files.
+FIELDS = "path n key labels classes pixels info mu root features numbers"
 Set = namedtuple("Set", FIELDS, defaults=[None] * 11)
 
 
@@ -291,7 +291,7 @@ def open_sets(args, device):
 
 
 def open_set(path, args, device):
-    """The Set that a path or a data name stands for; of an .npz file perhaps a measured one."""
+    """The Set of a path or a data name; from an .npz file of statistics, a measured one."""
     if path.endswith((".pt", ".pth", ".ckpt")) or Path(path, "checkpoint.pt").exists():
         return open_generator(path, args, device)
     with one_line(f"{path}: cannot be read"):
@@ -299,7 +299,7 @@ def open_set(path, args, device):
             images = load_stats(path, args)
             if images:
                 return images
-        source = open_data(path, args.size or 32, args.cache)
+        source = open_data(path, args.size or 32, args.cache)  # sprites alone take the size
     pool = ThreadPoolExecutor()
 
     def read(i):
@@ -313,8 +313,8 @@ def open_set(path, args, device):
 
 
 def open_generator(path, args, device):
-    """The Set of a generator's images: image i is that of seed --seed + i, of class i modulo their
-    number. Without --size args.size becomes the generator's."""
+    """The Set of a generator's images: image i has seed --seed + i and class i % len(classes).
+    Without --size, args.size becomes the generator's."""
     G, info = load_generator(path, key=args.key or None)
     print(f"{path}: {info['weights']}")
     if args.size is None:
@@ -355,27 +355,27 @@ def measure(images, net, args):
     blocks = torch.arange(RANK * images.n // WORLD, (RANK + 1) * images.n // WORLD).split(256)
     if tqdm and RANK == 0:
         blocks = tqdm(blocks, unit="256 images", disable=None)
-    total, rows, hashes = 0, [], []
+    total, features, hashes = 0, [], []
     for block in blocks:
-        x = torch.empty(len(block), args.dims, device=net.home)
+        x = torch.empty(len(block), args.dims, device=net.float64_device)
         for numbers, part in zip(block.split(args.batch_size), x.split(args.batch_size)):
             batch = images.pixels(numbers.tolist())
             part.copy_(net(batch))
             hashes += [hashlib.sha1(image.tobytes()).digest() for image in batch]
         total += moments(x)
         if args.keep or args.inception_score:
-            rows.append(x.cpu())
+            features.append(x.cpu())
     if WORLD > 1:
         shares = [None] * WORLD
         dist.all_reduce(total)
-        dist.all_gather_object(shares, (rows, hashes))
-        rows, hashes = [], []
-        for its_rows, its_hashes in shares:
-            rows += its_rows
+        dist.all_gather_object(shares, (features, hashes))
+        features, hashes = [], []
+        for its_features, its_hashes in shares:
+            features += its_features
             hashes += its_hashes
-    if rows:
+    if features:
         order = np.argsort(hashes, kind="stable")
-        images = images._replace(rows=torch.cat(rows)[order], numbers=order)
+        images = images._replace(features=torch.cat(features)[order], numbers=order)
     return summarize(images, total)
 
 
@@ -386,7 +386,7 @@ def moments(x):
 
 
 def summarize(images, total):
-    """The Set with the number, mean and root of the covariance (over n - 1) of these moments."""
+    """The Set with n, mu and root from the sum `total` of moments; the covariance is over n - 1."""
     total = total.cpu().numpy()
     n = round(total[0, 0])
     mu = total[0, 1:] / n
@@ -399,7 +399,7 @@ def measure_real(images, net, args):
     features."""
     if images.mu is not None:
         return images
-    # 3 is the version of what is kept
+    # 3 is the version of the cache file's contents
     key = json.dumps(["fid 3", images.key, args.size, args.dims, net.sha256, args.precision])
     path = Path(args.cache, f"fid-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz")
     if path.exists() and not args.keep:
@@ -411,13 +411,13 @@ def measure_real(images, net, args):
 
 
 def load_stats(path, args):
-    """The measured Set in an .npz file of pytorch-fid or of --save-stats; None where the file holds
-    no statistics, or images as well and a flag needs features."""
+    """The measured Set in an .npz file of pytorch-fid or of --save-stats; None if the file holds no
+    statistics, or if it holds images too and a flag needs features."""
     keep = args.keep or (args.inception_score and path in args.fake)
     with np.load(path) as arrays:
         if "mu" not in arrays:
             return None
-        if "arr_0" in arrays:  # as in ADM's reference batches
+        if "arr_0" in arrays:  # images, as in Dhariwal and Nichol's reference batches (2105.05233)
             print(f"{path}: holds both; its {'images' if keep else 'statistics'} are taken")
             if keep:
                 return None
@@ -447,13 +447,13 @@ def compare(real, fake, net, args):
     """The measures that the flags ask for, of measured REAL and FAKE: numbers by name."""
     results = {f"FID{args.suffix}": frechet_distance(real, fake)}
     if args.kid or args.prdc:
-        x, y = real.rows.to(net.home), fake.rows.to(net.home)
+        x, y = real.features.to(net.float64_device), fake.features.to(net.float64_device)
     if args.kid:
         results[f"KID{args.suffix}"], spread = kid(x, y)
         if min(real.n, fake.n) > 1000:  # else each subset holds all of one set
             results[f"KID{args.suffix} std"] = spread
     if args.inception_score:
-        results["IS"], results["IS std"] = inception_score(fake.rows @ net.fc.T)
+        results["IS"], results["IS std"] = inception_score(fake.features @ net.fc.T)
     if args.prdc:
         results |= {f"{name}{args.suffix}": value for name, value in prdc(x, y).items()}
     return results
@@ -474,18 +474,18 @@ def per_class(real, fake, args):
 
 def of_class(name, images, args):
     """The measured Set of the images of one class, from the features of a Set."""
-    x = images.rows[np.take(images.classes, images.labels)[images.numbers] == name]
+    x = images.features[np.take(images.classes, images.labels)[images.numbers] == name]
     check_number(f"{images.path}, class {name}", len(x), args)
     return summarize(images, moments(x))
 
 
 def nearest(real, fake, args):
-    """Print and return the median distance to the nearest real image, of 100 fakes and of 100 real
-    images to another one, in features / sqrt(dims). Write --nearest: 8 fakes, each beside the 6
-    real images nearest to it."""
-    x = fake.rows.double() / args.dims**0.5
-    y = real.rows.double() / args.dims**0.5
-    distances, rows = neighbours(x[:100], y, 6)
+    """Print and return the median distance, in features / sqrt(dims), from 100 fakes and from 100
+    real images to the nearest (other) real image. Write --nearest: 8 fakes, each beside the 6 real
+    images nearest to it."""
+    x = fake.features.double() / args.dims**0.5
+    y = real.features.double() / args.dims**0.5
+    distances, indices = neighbours(x[:100], y, 6)
     others, _ = neighbours(y[:100], y, 2)  # the first is the image itself
     near, own = float(distances[:, 0].median()), float(others[:, 1].median())
     print(f"nearest in features: median {near:.4g}, of real images to each other {own:.4g}")
@@ -493,7 +493,7 @@ def nearest(real, fake, args):
     for column, title in enumerate("fake nearest 2nd 3rd 4th 5th 6th".split()):
         ImageDraw.Draw(grid).text((100 * column, 4), title, "black")
     for row, number in enumerate(fake.numbers[:8].tolist()):
-        images = fake.pixels([number]) + real.pixels(real.numbers[rows[row]].tolist())
+        images = fake.pixels([number]) + real.pixels(real.numbers[indices[row]].tolist())
         for column, pixels in enumerate(images):
             image = Image.fromarray(pixels.transpose(1, 2, 0))
             grid.paste(ImageOps.fit(image, (96, 96)), (100 * column, 100 * row + 20))
@@ -544,7 +544,7 @@ def one_line(what, warn=False):
 @contextmanager
 def atomic(path, mode="wb"):
     """A file to write that becomes `path` when the block ends: whole and on the disk, or not at
-    all. What was there before survives a failure; its OSError is the caller's."""
+    all. If the block or the disk fails, the old file stays and the caller gets the exception."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -566,7 +566,7 @@ def latents(seeds, z_dim):
 
 @torch.no_grad()
 def sample(G, z, batch_size=64):
-    """Images of the latents z: uint8 (N, C, H, W), each by itself: in eval mode and float32."""
+    """z (N, z_dim + classes) -> uint8 (N, C, H, W), each from its own z: eval mode, float32."""
     device, mode = next(G.parameters()).device, G.training
     G.eval()
     images = []
@@ -589,7 +589,7 @@ def find_device(name):
     if name == "cuda":  # one for each process of a torchrun
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     with one_line(f"--device {name}: cannot be used here"):
-        return torch.ones(1, device=name).device
+        return torch.ones(1, device=name).device  # an old GPU fails here, not in the first step
 
 
 def join_processes(device):
@@ -605,7 +605,7 @@ def join_processes(device):
 
 # ---- Generators (same in fid.py, interpolate.py) -------------------------------------------------
 
-FOREIGN = {  # what a pattern in a file's suffix or in torch.load's message tells of the file
+FOREIGN = {  # a pattern in a file's suffix or in torch.load's error: what the file is
     r"Errno \d+\] ([^:]+)": "{}",
     r"TorchScript": "a TorchScript module; save its state_dict() instead",
     r"safetensors": "a safetensors file; save its tensors with torch.save",
@@ -615,15 +615,15 @@ FOREIGN = {  # what a pattern in a file's suffix or in torch.load's message tell
 
 
 def from_shapes(state):
-    """The DCGAN generator that a state dict's shapes describe, not loaded yet, and its z_dim.
+    """The DCGAN generator of a state dict's shapes, not loaded yet, and its number of inputs.
 
-    main.0 is a transposed convolution (b, 1, 0), main.3, main.6, ... are (4, 2, 1), each but the
-    last with a batch norm, if there is one, and ReLU, and tanh comes last, as in pytorch/examples.
+    main.0 is a transposed convolution of kernel b, stride 1, padding 0; main.3, main.6, ... have
+    4, 2, 1. Batch norm (if its weights are there) and ReLU follow each but the last, tanh the last.
     """
     layers, i = [], 0
     while f"main.{i}.weight" in state:
         weight = state[f"main.{i}.weight"]
-        if weight.ndim != 4 or weight.nbytes > weight.untyped_storage().nbytes():  # a false claim
+        if weight.ndim != 4 or weight.nbytes > weight.untyped_storage().nbytes():  # a memory bomb
             raise ValueError(f"main.{i} is no convolution")
         c_in, c_out, kernel, _ = weight.shape
         if i > 0 and kernel != 4:
@@ -635,10 +635,10 @@ def from_shapes(state):
         layers.append(nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, bias=bias))
         layers += [norm, nn.ReLU(inplace=True)]
         i += 3
-    layers[-2:] = [nn.Tanh()]
-    z_dim = len(state["main.0.weight"])
-    view = nn.Unflatten(1, (z_dim, 1, 1))
-    return nn.Sequential(OrderedDict(view=view, main=nn.Sequential(*layers))), z_dim
+    layers[-2:] = [nn.Tanh()]  # in place of the last norm and ReLU
+    inputs = len(state["main.0.weight"])
+    view = nn.Unflatten(1, (inputs, 1, 1))
+    return nn.Sequential(OrderedDict(view=view, main=nn.Sequential(*layers))), inputs
 
 
 def load_generator(path, raw=False, key=None, first="main.0.weight", build=from_shapes):
@@ -650,7 +650,7 @@ def load_generator(path, raw=False, key=None, first="main.0.weight", build=from_
 
     `raw` takes a trainer's G instead of G_ema; `key` names one of several state dicts, which may
     lie at any depth and behind any prefix. build(state dict) returns another network, whose first
-    tensor is called `first`, and its z_dim.
+    tensor is called `first`, and its number of inputs, z_dim + classes.
     """
     tree = read_weights(path)
     with one_line(f"{path}: cannot be used as a generator"):
@@ -677,17 +677,17 @@ def load_generator(path, raw=False, key=None, first="main.0.weight", build=from_
 
 
 def find_generator(tree, key, first, build):
-    """(name, (G, z_dim)) of the one generator in nested dicts; ValueError if there is not one."""
+    """(name, (G, inputs)) of the one generator in nested dicts; ValueError if there is not one."""
     generators = {}
     reason = f"no tensor {first} in {key or 'it'}"
     for name, state in state_dicts(tree, first):
         if key and not f"{name}.".startswith(f"{key}."):
             continue
         try:
-            G, z_dim = build(state)
+            G, inputs = build(state)
             G.load_state_dict(state)
-            generators[name or "state dict"] = G.eval().requires_grad_(False), z_dim
-        except Exception as error:  # a class of any kind raises anything
+            generators[name or "state dict"] = G.eval().requires_grad_(False), inputs
+        except Exception as error:  # another program's network may raise anything
             reason = error
     if len(generators) > 1:
         raise ValueError(f"it holds several; --key takes one of {', '.join(generators)}")
@@ -714,7 +714,7 @@ def read_weights(path):
     if path.is_dir():
         path = path / "checkpoint.pt"
     try:
-        with warnings.catch_warnings():  # of TorchScript and of other pickles' protocols
+        with warnings.catch_warnings():  # about TorchScript and pickle protocols
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises nearly anything
@@ -767,7 +767,7 @@ def open_torchvision(data, cache):
     if data == "cifar10":
         labels, classes = images.targets, images.classes
     else:
-        labels, classes = images.labels % 11, [*images.classes, "unlabeled"]  # whose label is -1
+        labels, classes = images.labels % 11, [*images.classes, "unlabeled"]  # label -1 becomes 10
     return Source(data, range(len(images)), labels, classes, lambda i: images[i][0])
 
 
@@ -812,7 +812,7 @@ def open_folder(path):
         for folder, below, found in os.walk(path, followlinks=True, onerror=print):
             up = os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents)
             if up or "checkpoint.pt" in found:  # a link that leads back up, or a run folder
-                below[:], found = [], []
+                below[:], found = [], []  # os.walk enters none of the cleared list
             names += [Path(folder, name).relative_to(path).as_posix() for name in found]
     else:
         root, names = zipfile.Path(path), zipfile.ZipFile(path).namelist()
@@ -841,7 +841,7 @@ def open_folder(path):
 
 
 def stamp(path):
-    """Path, size and time of a file, which tell a changed one; a broken link raises its name."""
+    """Path, size and time of a file, to see whether it changed; OSError for a broken link."""
     return [str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns]
 
 
@@ -879,7 +879,7 @@ SPRITES = {  # left halves of 16 x 16 cells: 0 ground, 1 body, 2 white, 3 pupil
 
 def sprite(size, i):
     """The i-th of many small mirrored creatures, a PIL image, always the same: of four kinds by
-    turns, in its own colour. Shading and grain keep a discriminator from winning at a glance."""
+    turns, in its own colour. Shading and grain keep a discriminator from winning too early."""
     rng = np.random.default_rng(i)
     half = np.array(list(list(SPRITES.values())[i % 4]), int).reshape(16, 8)
     color = 0.5 + 0.45 * np.cos(2 * np.pi * (rng.uniform() + np.arange(3) / 3))
@@ -970,7 +970,7 @@ def main(argv=None):
     device = find_device(args.device)
     if not args.batch_size:
         args.batch_size = 128
-        if device.type == "cpu":  # maps of 22 MB at most; above 32 malloc reuses no memory
+        if device.type == "cpu":  # feature maps up to 22 MB: malloc reuses no block above 32 MB
             args.batch_size = 8 if args.precision == "bf16" else 4
     torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
     torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number

@@ -9,7 +9,7 @@ device, in any batch and in cell k of a trainer's grids, but for a rare pixel on
 
     interpolation  G(z) for z on the arc from z_a to z_b, at equal angles
     arithmetic     G(mean(z_3, z_5, z_8) - z_17 + z_42)          Radford et al. (arXiv 1511.06434)
-    traversal      G(z + s n_i),  n_i the unit n that moves A n most, A being G's first layer:
+    traversal      G(z + s n_i),  n_i the unit vectors n of largest |A n|, A being G's first layer:
                    the leading eigenvectors of A'A               Shen and Zhou (arXiv 2007.06600)
 
 Usage
@@ -69,19 +69,19 @@ def interpolation(a, b, steps, path="slerp"):
 
 
 def principal_directions(G, z_dim):
-    """Unit latents (z_dim, z_dim), from the one that moves the output of G's first layer most."""
+    """Unit latents (z_dim, z_dim), one a row; the first changes the first layer's output most."""
     A = first_layer(G)[:, :z_dim]
     directions = torch.linalg.eigh(A.T @ A).eigenvectors.T.flip(0)
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    return (directions * largest.sign()).float()  # an eigenvector's sign is free
+    return (directions * largest.sign()).float()  # largest entry positive: either sign is right
 
 
 def first_layer(G):
     """The matrix (outputs, inputs), float64, of the layer that a latent enters first."""
     for layer in G.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            inputs = 0 if isinstance(layer, nn.ConvTranspose2d) else 1
-            return layer.weight.cpu().double().movedim(inputs, 0).flatten(1).T
+            axis = 0 if isinstance(layer, nn.ConvTranspose2d) else 1  # of the inputs
+            return layer.weight.cpu().double().movedim(axis, 0).flatten(1).T
     raise ValueError("it has no linear or convolutional layer for a latent to enter")
 
 
@@ -150,7 +150,7 @@ def enlarge(image, scale=1):
 
 
 def write_picture(path, images, labels):
-    """Write rows of images, uint8 (columns, 3, H, W), below their labels, enlarged up to 128."""
+    """Write rows of images, uint8 (columns, 1 or 3, H, W), below labels, enlarged up to 128 px."""
     columns, _, H, W = images[0].shape
     scale = max(1, min(128 // max(H, W), 2400 // (columns * W)))
     gap = 4
@@ -170,10 +170,10 @@ def write_picture(path, images, labels):
 
 
 def write_animation(path, images, fps):
-    """Write images, uint8 (N, 3, H, W), as an endless .gif or .webp, about 256 pixels large."""
+    """Write images, uint8 (N, 1 or 3, H, W), as an endless .gif or .webp, about 256 px large."""
     scale = max(1, 256 // max(images.shape[2:]))
     frames = [enlarge(image, scale) for image in images]
-    times = [round(100 * i / min(fps, 50)) * 10 for i in range(len(frames) + 1)]  # ms, in tens
+    times = [round(100 * i / min(fps, 50)) * 10 for i in range(len(frames) + 1)]  # ms, 10s for GIF
     durations = [end - start for start, end in pairwise(times)]
     options = {"save_all": True, "append_images": frames[1:], "loop": 0, "lossless": True}
     with atomic(path) as file:
@@ -181,7 +181,7 @@ def write_animation(path, images, fps):
 
 
 def write_folder(folder, G, x, batch_size, names):
-    """Write G's images of x as PNGs, only those that are not there yet."""
+    """Write G's images of inputs x (N, z_dim + classes) as PNGs, those that are not there yet."""
     weights = [weight.cpu().double().flatten() for weight in G.state_dict().values()]
     content = torch.cat(weights).numpy().tobytes() + "".join(names).encode()
     digest = hashlib.sha256(content).hexdigest()
@@ -210,7 +210,7 @@ def write_folder(folder, G, x, batch_size, names):
 
 # ---- Generators (same in fid.py, interpolate.py) -------------------------------------------------
 
-FOREIGN = {  # what a pattern in a file's suffix or in torch.load's message tells of the file
+FOREIGN = {  # a pattern in a file's suffix or in torch.load's error: what the file is
     r"Errno \d+\] ([^:]+)": "{}",
     r"TorchScript": "a TorchScript module; save its state_dict() instead",
     r"safetensors": "a safetensors file; save its tensors with torch.save",
@@ -220,15 +220,15 @@ FOREIGN = {  # what a pattern in a file's suffix or in torch.load's message tell
 
 
 def from_shapes(state):
-    """The DCGAN generator that a state dict's shapes describe, not loaded yet, and its z_dim.
+    """The DCGAN generator of a state dict's shapes, not loaded yet, and its number of inputs.
 
-    main.0 is a transposed convolution (b, 1, 0), main.3, main.6, ... are (4, 2, 1), each but the
-    last with a batch norm, if there is one, and ReLU, and tanh comes last, as in pytorch/examples.
+    main.0 is a transposed convolution of kernel b, stride 1, padding 0; main.3, main.6, ... have
+    4, 2, 1. Batch norm (if its weights are there) and ReLU follow each but the last, tanh the last.
     """
     layers, i = [], 0
     while f"main.{i}.weight" in state:
         weight = state[f"main.{i}.weight"]
-        if weight.ndim != 4 or weight.nbytes > weight.untyped_storage().nbytes():  # a false claim
+        if weight.ndim != 4 or weight.nbytes > weight.untyped_storage().nbytes():  # a memory bomb
             raise ValueError(f"main.{i} is no convolution")
         c_in, c_out, kernel, _ = weight.shape
         if i > 0 and kernel != 4:
@@ -240,10 +240,10 @@ def from_shapes(state):
         layers.append(nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, bias=bias))
         layers += [norm, nn.ReLU(inplace=True)]
         i += 3
-    layers[-2:] = [nn.Tanh()]
-    z_dim = len(state["main.0.weight"])
-    view = nn.Unflatten(1, (z_dim, 1, 1))
-    return nn.Sequential(OrderedDict(view=view, main=nn.Sequential(*layers))), z_dim
+    layers[-2:] = [nn.Tanh()]  # in place of the last norm and ReLU
+    inputs = len(state["main.0.weight"])
+    view = nn.Unflatten(1, (inputs, 1, 1))
+    return nn.Sequential(OrderedDict(view=view, main=nn.Sequential(*layers))), inputs
 
 
 def load_generator(path, raw=False, key=None, first="main.0.weight", build=from_shapes):
@@ -255,7 +255,7 @@ def load_generator(path, raw=False, key=None, first="main.0.weight", build=from_
 
     `raw` takes a trainer's G instead of G_ema; `key` names one of several state dicts, which may
     lie at any depth and behind any prefix. build(state dict) returns another network, whose first
-    tensor is called `first`, and its z_dim.
+    tensor is called `first`, and its number of inputs, z_dim + classes.
     """
     tree = read_weights(path)
     with one_line(f"{path}: cannot be used as a generator"):
@@ -282,17 +282,17 @@ def load_generator(path, raw=False, key=None, first="main.0.weight", build=from_
 
 
 def find_generator(tree, key, first, build):
-    """(name, (G, z_dim)) of the one generator in nested dicts; ValueError if there is not one."""
+    """(name, (G, inputs)) of the one generator in nested dicts; ValueError if there is not one."""
     generators = {}
     reason = f"no tensor {first} in {key or 'it'}"
     for name, state in state_dicts(tree, first):
         if key and not f"{name}.".startswith(f"{key}."):
             continue
         try:
-            G, z_dim = build(state)
+            G, inputs = build(state)
             G.load_state_dict(state)
-            generators[name or "state dict"] = G.eval().requires_grad_(False), z_dim
-        except Exception as error:  # a class of any kind raises anything
+            generators[name or "state dict"] = G.eval().requires_grad_(False), inputs
+        except Exception as error:  # another program's network may raise anything
             reason = error
     if len(generators) > 1:
         raise ValueError(f"it holds several; --key takes one of {', '.join(generators)}")
@@ -319,7 +319,7 @@ def read_weights(path):
     if path.is_dir():
         path = path / "checkpoint.pt"
     try:
-        with warnings.catch_warnings():  # of TorchScript and of other pickles' protocols
+        with warnings.catch_warnings():  # about TorchScript and pickle protocols
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises nearly anything
@@ -342,7 +342,7 @@ def latents(seeds, z_dim):
 
 @torch.no_grad()
 def sample(G, z, batch_size=64):
-    """Images of the latents z: uint8 (N, C, H, W), each by itself: in eval mode and float32."""
+    """z (N, z_dim + classes) -> uint8 (N, C, H, W), each from its own z: eval mode, float32."""
     device, mode = next(G.parameters()).device, G.training
     G.eval()
     images = []
@@ -365,7 +365,7 @@ def find_device(name):
     if name == "cuda":  # one for each process of a torchrun
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     with one_line(f"--device {name}: cannot be used here"):
-        return torch.ones(1, device=name).device
+        return torch.ones(1, device=name).device  # an old GPU fails here, not in the first step
 
 
 @contextmanager
@@ -383,7 +383,7 @@ def one_line(what, warn=False):
 @contextmanager
 def atomic(path, mode="wb"):
     """A file to write that becomes `path` when the block ends: whole and on the disk, or not at
-    all. What was there before survives a failure; its OSError is the caller's."""
+    all. If the block or the disk fails, the old file stays and the caller gets the exception."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -515,12 +515,12 @@ def import_generator(code, checkpoint):
 
     def build(state):
         G = cls(**options).eval()
-        z_dim = first_layer(G).shape[1]
+        inputs = first_layer(G).shape[1]
         try:
-            G(torch.zeros(2, z_dim))
+            G(torch.zeros(2, inputs))
         except Exception:  # it takes (B, z_dim, 1, 1), as in pytorch/examples
-            G.register_forward_pre_hook(lambda module, inputs: inputs[0][:, :, None, None])
-        return G, z_dim
+            G.register_forward_pre_hook(lambda module, args: args[0][:, :, None, None])
+        return G, inputs
 
     return next(iter(cls(**options).state_dict())), build
 

@@ -125,12 +125,12 @@ class Page(HTMLParser):
         self.rest = defaultdict(list)  # what is in no group
         self.open = [("", self.rest)]  # the open elements: tag, group
         self.sources = ""  # the srcsets of the open <picture>
-        self.feed(re.sub(r"&(?=\w+=)", "&amp;", html.replace("<![", "<!")))  # as browsers do
+        self.feed(re.sub(r"&(?=\w+=)", "&amp;", html.replace("<![", "<!")))  # "&copy=1" is no ©
 
     def handle_starttag(self, tag, attrs):
         attrs = defaultdict(str, [(name, value) for name, value in attrs if value])
         if tag == "a":
-            self.handle_endtag(tag)  # one never holds another
+            self.handle_endtag(tag)  # an <a> never holds another
         group = self.open[-1][1]
         if self.classes <= set(attrs["class"].split()):
             group = defaultdict(list)
@@ -231,7 +231,7 @@ class Web(BaseHandler):
         origin = "/".join(url.split("/")[:3])
         with self.lock:
             if origin not in self.rules:
-                self.rules[origin] = []  # for robots.txt itself
+                self.rules[origin] = []  # so that robots.txt itself is allowed
                 self.rules[origin], delay = read_robots(self, origin)
                 self.gap = max(self.gap, delay)
         path = unquote(url.removeprefix(origin))
@@ -256,7 +256,7 @@ def get(web, url):
                 return read_body(response, web.args.max_file), response
         except (OSError, http.client.HTTPException) as error:
             status = getattr(error, "code", 500)  # where there is none, the network failed
-            with suppress(AttributeError):  # an answer that is not read
+            with suppress(AttributeError):  # an HTTPError holds an open answer
                 error.close()
             if attempt == RETRIES or status not in RETRIED or "CERTIFICATE" in str(error):
                 raise
@@ -266,7 +266,7 @@ def get(web, url):
 
 
 def seconds_to_wait(error, attempt):
-    """Those of a Retry-After header, a number or a date; else more after each attempt."""
+    """Seconds that Retry-After asks for (a number or a date), else BACKOFF * 2**attempt."""
     asked = getattr(error, "headers", {}).get("Retry-After", "").strip()
     if asked.isdecimal():
         return float(asked)
@@ -282,7 +282,7 @@ def read_body(response, megabytes):
         body += chunk
         if len(body) > megabytes * 1e6 or time.monotonic() > end:
             raise ValueError(f"more than {megabytes:g} MB (--max-file) or {LONGEST_FILE} s")
-    if response.length:
+    if response.length:  # bytes that did not come
         raise OSError(f"cut short after {len(body):,} bytes")
     return bytes(body)
 
@@ -309,8 +309,8 @@ def read_robots(web, origin):
     rules, delay = [], 0.0
     for key, value in groups.get(AGENT.partition("/")[0], groups["*"]):
         if key in ("allow", "disallow"):
-            glob = re.sub(r"[?[]", r"[\g<0>]", unquote(value) + "*")  # only * is special
-            rules.append((len(value), key == "allow", glob.removesuffix("$*")))
+            glob = re.sub(r"[?[]", r"[\g<0>]", unquote(value) + "*")  # ? and [ mean themselves
+            rules.append((len(value), key == "allow", glob.removesuffix("$*")))  # $: the URL's end
         elif re.fullmatch(r"\d+(\.\d*)?", value):
             delay = float(value)
     return rules, delay
@@ -407,7 +407,7 @@ def one_line(what, warn=False):
 @contextmanager
 def atomic(path, mode="wb"):
     """A file to write that becomes `path` when the block ends: whole and on the disk, or not at
-    all. What was there before survives a failure; its OSError is the caller's."""
+    all. If the block or the disk fails, the old file stays and the caller gets the exception."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

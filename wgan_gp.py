@@ -7,13 +7,13 @@
 """WGAN-GP: Improved Training of Wasserstein GANs (Ishaan Gulrajani, Faruk Ahmed, Martin
 Arjovsky, Vincent Dumoulin, Aaron Courville, NeurIPS 2017, arXiv 1704.00028, Algorithm 1).
 
-The best critic of WGAN has gradients of norm 1 on lines between coupled reals and fakes. Instead of
-clipping weights, the loss asks for such gradients, at random points between random pairs of them:
+The best critic of WGAN has gradients of norm 1 on lines between the x and g(z) that optimal
+transport pairs. Instead of clipping weights, the loss asks for them between random pairs:
 
     repeat
         n_critic times:  a batch x of m real images, z ~ N(0, I), ε ~ U[0, 1], one per sample
-            x~ = g(z),  x^ = ε x + (1 - ε) x~
-            critic: descend  1/m sum f(x~) - f(x) + λ (‖∇f(x^)‖ - 1)²
+            x_hat = ε x + (1 - ε) g(z)
+            critic: descend  1/m sum f(g(z)) - f(x) + λ (‖∇f(x_hat)‖ - 1)²
         z ~ N(0, I)
         G: descend  -1/m sum f(g(z))
 
@@ -92,7 +92,7 @@ MODEL = "wgan_gp.py"  # in checkpoints, whatever this file is called
 FORMAT = 2  # of checkpoints and snapshots
 THIS_FILE = Path(globals().get("__file__", ""))  # which does not exist in `python - < script`
 SCRIPT = THIS_FILE.name if THIS_FILE.is_file() else MODEL
-COLUMNS = ("critic_loss", "g_loss", "wasserstein", "penalty", "grad_norm")  # of one step
+COLUMNS = ("critic_loss", "g_loss", "wasserstein", "penalty", "grad_norm")  # train_step's values
 # What --data sprites takes instead of the paper's settings
 DEMO = {"g_width": 16, "d_width": 16, "batch_size": 16, "epochs": 30, "ema": 0.99}
 DEMO.update(lr=8e-4, n_critic=2)
@@ -119,11 +119,11 @@ def init_weights(module):
 
 
 class Generator(nn.Module):
-    """z (B, z_dim) -> images (B, 3, size, size) in [-1, 1]. `width` channels at size/2 double with
-    each halving, to 1024 at most; `norm` is "batch" or "none". Shapes are those of size 32.
+    """z (B, z_dim) -> images (B, 3, size, size) in [-1, 1]. `width`: channels at size/2, doubled at
+    each halving, up to 1024. `norm`: "batch" or "none". Shapes in comments are the defaults'.
 
-    If there are `classes`, y (B, classes) is each image's class, one-hot, and concatenated to z
-    (Mirza and Osindero 2014, arXiv 1411.1784).
+    If `classes`, their number, is not 0, y (B, classes) is each image's class, one-hot, and is
+    concatenated to z (Mirza and Osindero 2014, arXiv 1411.1784).
     """
 
     def __init__(self, size=32, z_dim=100, width=128, norm="batch", classes=0):
@@ -154,9 +154,9 @@ class Critic(nn.Module):
     """Images (B, 3, size, size) in [-1, 1] -> scores (B,): higher is more real, without a sigmoid.
 
     The generator's mirror image, with LeakyReLU(0.2) and without a norm: a batch norm would make
-    a sample's score, and so its gradient, depend on its batch. With `classes` of them the critic
-    judges too whether an image fits its class y, one-hot (B, classes): the projection of Miyato
-    and Koyama (2018, arXiv 1802.05637, equation 3).
+    a sample's score, and so its gradient, depend on its batch. If `classes`, their number, is not
+    0, the score also judges whether an image fits its class y, one-hot (B, classes): the projection
+    of Miyato and Koyama (2018, arXiv 1802.05637, equation 3).
     """
 
     def __init__(self, size=32, width=64, classes=0):
@@ -174,7 +174,7 @@ class Critic(nn.Module):
     def forward(self, x, y=None):
         h = self.main[:-1](x)  # (B, 256, 4, 4)
         scores = self.main[-1](h).flatten()
-        if y is not None:  # + y' V (sum of h over its pixels)
+        if y is not None:  # add y' V φ(x): V is embed, φ(x) the sum of h over its pixels
             scores = scores + (self.embed(y) * h.sum((2, 3))).sum(1)
         return scores.to(x.dtype)
 
@@ -193,14 +193,14 @@ def generator_loss(fake_scores):
 
 
 def score_both(critic, real, fake, y=None):
-    """f(x) and f(g(z)), (B,) each, in one pass: without a batch norm the samples do not meet."""
+    """f(x) and f(g(z)), (B,) each, in one pass: without batch norm no sample affects another."""
     if y is not None:
         y = torch.cat([y, y])
     return critic(torch.cat([real, fake]), y).chunk(2)
 
 
 def gradient_penalty(critic, real, fake):
-    """E (‖∇f(x^)‖ - 1)² at x^ = ε real + (1 - ε) fake, and the norms (B,).
+    """E (‖∇f(x_hat)‖ - 1)² at x_hat = ε real + (1 - ε) fake, and the norms (B,).
 
     `real` and `fake` are (B, ...). ε is drawn per sample, the norm is over all of a sample's
     pixels, and the penalty is two-sided (equation 3). The graph is kept for a second derivative.
@@ -218,7 +218,7 @@ def gradient_penalty(critic, real, fake):
 
 def train_step(G, critic, opt_G, opt_critic, batches, z_dim, gp_weight):
     """The body of Algorithm 1's outer loop on n_critic batches: real images (B, 3, size, size) and
-    their classes y, one-hot (B, classes) or None. Returns the values of COLUMNS, one each."""
+    their classes y, one-hot (B, classes) or None. Returns the last batch's values of COLUMNS."""
     for real, y in batches:  # line 2
         z = torch.randn(len(real), z_dim, device=real.device)  # line 4
         with torch.no_grad():  # G is not what is updated here
@@ -238,8 +238,8 @@ def train_step(G, critic, opt_G, opt_critic, batches, z_dim, gp_weight):
 
 
 def new_state(parts, images, classes):
-    """The state of a new run. vars(state) is what a checkpoint holds: networks and optimizers by
-    name, their average, sums of the epoch in progress, counts, and the rows of the log."""
+    """The state of a new run, all of which a checkpoint holds: networks and optimizers by name, the
+    average of G, the sums of the epoch in progress, the number of `images`, and the log's rows."""
     G_ema = copy.deepcopy(parts["G"]).eval().requires_grad_(False)
     totals = torch.zeros(len(COLUMNS), device=next(G_ema.parameters()).device)
     state = SimpleNamespace(images=images, classes=classes, **parts, G_ema=G_ema, totals=totals)
@@ -251,7 +251,7 @@ def new_state(parts, images, classes):
 
 
 def optimizer_step(opt, loss):
-    """One step of `opt` down `loss`, by the gradients of opt's own parameters alone."""
+    """Step opt's parameters down the gradient of `loss`; the other network gets no gradients."""
     parameters = opt.param_groups[0]["params"]
     opt.zero_grad()
     loss.backward(inputs=parameters)
@@ -264,9 +264,9 @@ def optimizer_step(opt, loss):
 
 @torch.no_grad()
 def update_ema(G_ema, G, weight):
-    """Move the average by `weight` towards G, weights and batch-norm statistics alike."""
+    """Move G_ema by the share `weight` towards G, batch-norm statistics included."""
     for mean, value in zip(G_ema.state_dict().values(), G.state_dict().values()):
-        if mean.is_floating_point():
+        if mean.is_floating_point():  # not batch norm's count of batches
             mean.lerp_(value, weight)
 
 
@@ -279,8 +279,8 @@ def to_input(images, hflip=False):
 
 
 def run_step(state, train_step, images, onehots, ema_weight, args, bf16):
-    """train_step on uint8 images (n_critic, B, 3, size, size); adds its values
-    to the totals and moves the average."""
+    """train_step on uint8 images (n_critic, B, 3, size, size) and onehots (n_critic, B, classes) or
+    Nones. Adds its values to the totals, and updates the EMA."""
     batches = [(to_input(x, args.hflip), y) for x, y in zip(images, onehots)]
     # without the cache, which would keep casts of weights from before their update
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
@@ -289,25 +289,25 @@ def run_step(state, train_step, images, onehots, ema_weight, args, bf16):
 
 
 def shuffled_indices(n, shape, epoch, seed):
-    """Image numbers of an epoch, int64 (steps, *shape), shape (n_critic, B): a permutation without
-    its last partial step, a function of (seed, epoch). Too few images for a step are repeated."""
+    """Image numbers of an epoch, int64 (steps, *shape), shape (n_critic, B): a permutation given by
+    (seed, epoch). np.resize cuts it to whole steps; if it is shorter than one, it is repeated."""
     order = np.random.default_rng([seed, epoch]).permutation(n)
     return torch.from_numpy(np.resize(order, (max(1, n // math.prod(shape)), *shape)))
 
 
 def capture(step):
-    """`step` as one CUDA graph, whose replay launches all of its kernels at once."""
+    """Record `step` as a CUDA graph. Returns its replay, which launches all kernels at once."""
     graph = torch.cuda.CUDAGraph()
     with one_line("a train step cannot be captured: go on with --resume --no-graph"):
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            step()
+            step()  # recorded here, not run
     return graph.replay
 
 
 @contextmanager
 def catch_signals():
-    """A list to which Ctrl-C, SIGTERM and SIGHUP add their numbers in the block; a second one acts
-    at once."""
+    """A list that receives Ctrl-C, SIGTERM and SIGHUP as numbers during the block, so that `train`
+    can save first. The same signal a second time has its usual effect."""
     signals, before = [], {}
 
     def handler(number, frame):
@@ -327,10 +327,9 @@ def catch_signals():
 
 
 def train(state, images, labels, train_step, args, bf16, signals):
-    """Run train_step from state.step to the end of --epochs, or until there is one of `signals`.
+    """Run train_step from state.step to the end of --epochs, or until `signals` has an entry.
 
-    What a step reads stays in place, as a CUDA graph needs; its random numbers are a function of
-    (seed, step, process)."""
+    A step reads the same tensors each time (for CUDA graphs); its seed is (seed, step, process)."""
     device, shape = state.totals.device, (args.n_critic, args.batch_size)
     shape_here = args.n_critic, args.batch_size // WORLD
     real = images.new_zeros(*shape_here, *images.shape[1:], device=device)
@@ -342,13 +341,14 @@ def train(state, images, labels, train_step, args, bf16, signals):
     if device.type == "cuda":  # whose default stream cannot be captured
         torch.cuda.synchronize()
         torch.cuda.set_stream(torch.cuda.Stream())
-    first, begun = state.step, time.perf_counter() - state.seconds
-    due = state.seconds + 600
+    first, begun = state.step, time.perf_counter() - state.seconds  # as if it had never stopped
+    save_at = state.seconds + 600  # in a long epoch
+    hidden = RANK > 0 or not sys.stderr or None  # None: tqdm hides its bar where no terminal is
     for epoch in range(state.epoch, args.epochs):
         order = shuffled_indices(len(images), shape, epoch, args.seed).to(images.device)
         steps = range(state.step, (epoch + 1) * len(order))
-        for t in tqdm(steps, leave=False, disable=RANK > 0 or not sys.stderr or None):
-            index = order[t % len(order), :, RANK::WORLD]
+        for t in tqdm(steps, leave=False, disable=hidden):
+            index = order[t % len(order), :, RANK::WORLD]  # (n_critic, B / WORLD)
             real.copy_(images[index])
             if state.classes:
                 onehots.copy_(nn.functional.one_hot(labels[index], len(state.classes)))
@@ -357,7 +357,7 @@ def train(state, images, labels, train_step, args, bf16, signals):
             if args.lr_decay:  # of both optimizers: they share the tensor
                 rate = args.lr * (1 - t / (len(order) * args.epochs))
                 state.opt_G.param_groups[0]["lr"].fill_(rate)
-            if device.type == "cuda" and t == first + 3 and not args.no_graph:
+            if device.type == "cuda" and t == first + 3 and not args.no_graph:  # after a warm-up
                 step = capture(step)
             step()
             state.step += 1
@@ -368,9 +368,9 @@ def train(state, images, labels, train_step, args, bf16, signals):
                 save(state, args, "checkpoint.pt")
                 print(f'stopped; go on with python {SCRIPT} --out "{args.out}" --resume')
                 raise SystemExit(128 + signals[0])
-            if state.seconds > due:
+            if state.seconds > save_at:
                 save(state, args, "checkpoint.pt")
-                due = state.seconds + 600
+                save_at = state.seconds + 600
         check_finite([state.totals], state, args)
         state.seconds = time.perf_counter() - begun
         end_epoch(state, args)
@@ -382,7 +382,7 @@ def train(state, images, labels, train_step, args, bf16, signals):
 
 @contextmanager
 def lock(out):
-    """Hold a run folder in the first process; the lock ends with it, however it ends."""
+    """Lock a run folder, in the first process; the system unlocks it however the process ends."""
     with one_line(f"--out {out}: cannot be written to"):
         Path(out).mkdir(parents=True, exist_ok=True)
         file = open(Path(out, ".lock"), "a")
@@ -403,7 +403,7 @@ def restore(state, checkpoint):
     """Bring the state to where a checkpoint left it; --lr and --betas stay those of the flags."""
     for name, value in vars(state).items():
         kept = checkpoint[name]
-        if isinstance(value, torch.optim.Optimizer):
+        if isinstance(value, torch.optim.Optimizer):  # load_state_dict would restore --lr as well
             for p, moments in zip(value.param_groups[0]["params"], kept["state"].values()):
                 for key, moment in moments.items():  # in p's shape and memory layout
                     target = p.new_zeros(()) if key == "step" else torch.empty_like(p)
@@ -447,19 +447,19 @@ def check_finite(tensors, state, args):
 def end_epoch(state, args):
     """Print the epoch's row of the log; write log, sample grid, curves and snapshot."""
     state.epoch += 1
-    means = state.totals / (state.step // state.epoch)
+    means = state.totals / (state.step // state.epoch)  # by the steps of an epoch
     if WORLD > 1:
         dist.all_reduce(means)
         means /= WORLD
     state.totals.zero_()
-    images = state.step * args.n_critic * args.batch_size
-    row = {"epoch": state.epoch, "step": state.step, "images": images}
+    seen = state.step * args.n_critic * args.batch_size
+    row = {"epoch": state.epoch, "step": state.step, "images": seen}
     row["seconds"] = round(state.seconds, 1)
     row.update(zip(COLUMNS, means.tolist()))
     state.log.append(row)
     values = "  ".join(f"{name} {row[name]:.3g}" for name in COLUMNS)
     left = round(state.seconds * (args.epochs / state.epoch - 1))
-    speed = f"{images / state.seconds:,.0f} images/s  {left // 60}:{left % 60:02} left"
+    speed = f"{seen / state.seconds:,.0f} images/s  {left // 60}:{left % 60:02} left"
     print(f"epoch {state.epoch:>3}/{args.epochs}  {values}  {speed}", flush=True)
     last = state.epoch == args.epochs
     if RANK == 0:
@@ -470,8 +470,8 @@ def end_epoch(state, args):
                 print(*row, sep=",", file=file)
                 for line in state.log:
                     print(*line.values(), sep=",", file=file)
-        rare = state.epoch.bit_count() == 1  # 1, 2, 4, 8, ...: drawing takes half a second
-        if (last or rare) and find_spec("matplotlib"):
+        power_of_two = state.epoch.bit_count() == 1  # not all: drawing takes half a second
+        if (last or power_of_two) and find_spec("matplotlib"):
             with one_line(f"{args.out}: the curves are not drawn", warn=True):
                 draw_curves(state.log, f"{args.out}/loss.png")
     if last or (args.snapshot_every and state.epoch % args.snapshot_every == 0):
@@ -480,8 +480,8 @@ def end_epoch(state, args):
 
 
 def sample_grid(state, args):
-    """Images of the seeds 0 to 63 in [0, 1], small ones with each pixel doubled; of a conditional
-    generator a row of seeds 0 to 7 per class."""
+    """One picture (3, H, W) in [0, 1] of seeds 0 to 63, pixels doubled up to size 32; of a
+    conditional generator a row per class, of seeds 0 to 7 and of 64 classes at most."""
     z = latents(range(64), args.z_dim)
     if state.classes:
         onehots = torch.eye(len(state.classes))[:64].repeat_interleave(8, 0)
@@ -528,7 +528,7 @@ def latents(seeds, z_dim):
 
 @torch.no_grad()
 def sample(G, z, batch_size=64):
-    """Images of the latents z: uint8 (N, C, H, W), each by itself: in eval mode and float32."""
+    """z (N, z_dim + classes) -> uint8 (N, C, H, W), each from its own z: eval mode, float32."""
     device, mode = next(G.parameters()).device, G.training
     G.eval()
     images = []
@@ -555,7 +555,7 @@ def one_line(what, warn=False):
 @contextmanager
 def atomic(path, mode="wb"):
     """A file to write that becomes `path` when the block ends: whole and on the disk, or not at
-    all. What was there before survives a failure; its OSError is the caller's."""
+    all. If the block or the disk fails, the old file stays and the caller gets the exception."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -600,7 +600,7 @@ def load_data(data, size, classes=None, cache="data"):
     count = path.stat().st_size // (3 * size * size + 8)  # bytes of an image and its label
     images = np.memmap(path, np.uint8, "c", shape=(count, 3, size, size))
     labels = np.fromfile(path, np.int64, offset=images.size)
-    present, labels = np.unique(labels, return_inverse=True)
+    present, labels = np.unique(labels, return_inverse=True)  # numbered without gaps
     classes = [source.classes[label] for label in present]
     return torch.from_numpy(images), torch.from_numpy(labels), classes
 
@@ -616,7 +616,7 @@ def decode(source, chosen, size, file):
                     small.append(i)
                 return to_rgb(image, size).tobytes()
         except Exception as error:  # Pillow raises nearly anything on a damaged file
-            if getattr(error, "errno", None):  # the disk's, which may pass
+            if getattr(error, "errno", None):  # an error of the disk may be temporary
                 raise SystemExit(f"--data: {source.items[i]} cannot be read ({error})")
             failed[i] = f"{source.items[i]} ({str(error).split(' <')[0]})"  # without an address
             return b""
@@ -678,7 +678,7 @@ def open_torchvision(data, cache):
     if data == "cifar10":
         labels, classes = images.targets, images.classes
     else:
-        labels, classes = images.labels % 11, [*images.classes, "unlabeled"]  # whose label is -1
+        labels, classes = images.labels % 11, [*images.classes, "unlabeled"]  # label -1 becomes 10
     return Source(data, range(len(images)), labels, classes, lambda i: images[i][0])
 
 
@@ -723,7 +723,7 @@ def open_folder(path):
         for folder, below, found in os.walk(path, followlinks=True, onerror=print):
             up = os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents)
             if up or "checkpoint.pt" in found:  # a link that leads back up, or a run folder
-                below[:], found = [], []
+                below[:], found = [], []  # os.walk enters none of the cleared list
             names += [Path(folder, name).relative_to(path).as_posix() for name in found]
     else:
         root, names = zipfile.Path(path), zipfile.ZipFile(path).namelist()
@@ -752,7 +752,7 @@ def open_folder(path):
 
 
 def stamp(path):
-    """Path, size and time of a file, which tell a changed one; a broken link raises its name."""
+    """Path, size and time of a file, to see whether it changed; OSError for a broken link."""
     return [str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns]
 
 
@@ -790,7 +790,7 @@ SPRITES = {  # left halves of 16 x 16 cells: 0 ground, 1 body, 2 white, 3 pupil
 
 def sprite(size, i):
     """The i-th of many small mirrored creatures, a PIL image, always the same: of four kinds by
-    turns, in its own colour. Shading and grain keep a discriminator from winning at a glance."""
+    turns, in its own colour. Shading and grain keep a discriminator from winning too early."""
     rng = np.random.default_rng(i)
     half = np.array(list(list(SPRITES.values())[i % 4]), int).reshape(16, 8)
     color = 0.5 + 0.45 * np.cos(2 * np.pi * (rng.uniform() + np.arange(3) / 3))
@@ -860,7 +860,7 @@ FREE = "data cache epochs lr betas lr_decay device precision no_graph snapshot_e
 
 
 def parse_args(argv=None, earlier=None):
-    """The checked flags; `earlier` are those of the run that is resumed."""
+    """The checked flags; `earlier` are those of the resumed run, of which only FREE may change."""
     if argv is None and sys.argv[0].endswith("kernel_launcher.py"):  # a notebook's own flags
         argv = []
     parser = build_parser()
@@ -878,13 +878,13 @@ def parse_args(argv=None, earlier=None):
     decays = [args.ema, *getattr(args, "betas", [])]
     if not all(0 <= decay < 1 for decay in decays):
         parser.error("--ema and --betas: must be in [0, 1)")
-    if args.batch_size % WORLD and (earlier or not args.resume):
+    if args.batch_size % WORLD and (earlier or not args.resume):  # --resume: in the second call
         parser.error(f"--batch-size {args.batch_size}: must be a multiple of {WORLD} processes")
     try:
         base_resolution(args.size)
     except ValueError as error:
         parser.error(f"--size {error}")
-    args.data = os.path.expanduser(args.data)  # ./sprites is a folder
+    args.data = os.path.expanduser(args.data)  # not normpath: ./sprites is a folder, sprites not
     for name in ("cache", "out"):
         setattr(args, name, os.path.normpath(os.path.expanduser(getattr(args, name))))
     return args
@@ -894,7 +894,7 @@ def parse_args(argv=None, earlier=None):
 
 
 def build(args, classes, device):
-    """Networks and optimizers by name, and the train step, which takes batches."""
+    """Networks and optimizers by name, and train_step with every argument given but `batches`."""
     G = Generator(args.size, args.z_dim, args.g_width, args.norm, classes)
     critic = Critic(args.size, args.d_width, classes)
     mps, cuda = device.type == "mps", device.type == "cuda"
@@ -919,7 +919,7 @@ def find_device(name):
     if name == "cuda":  # one for each process of a torchrun
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     with one_line(f"--device {name}: cannot be used here"):
-        return torch.ones(1, device=name).device
+        return torch.ones(1, device=name).device  # an old GPU fails here, not in the first step
 
 
 def set_up_device(args):
@@ -933,7 +933,7 @@ def set_up_device(args):
     elif device.type == "cpu":
         torch.set_num_threads(1 if args.data == "sprites" else THREADS)  # small networks gain none
         torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
-        warnings.filterwarnings("ignore", "The value of the smallest subnormal")  # NumPy notices
+        warnings.filterwarnings("ignore", "The value of the smallest subnormal")  # NumPy's warning
         name = f"cpu (threads: {torch.get_num_threads()})"
         if hasattr(torch.cpu, "_is_avx512_bf16_supported"):
             bf16 = torch.cpu._is_avx512_bf16_supported()
@@ -953,15 +953,15 @@ def join_processes(device):
         sys.stdout = open(os.devnull, "w")
 
 
-def describe(images, args, device_name):
+def describe(count, args, device_name):
     """Print what is trained, and flags that train longer where there are few steps."""
-    print(f"{SCRIPT}: {images:,} images of {args.data} at {args.size}x{args.size}, {device_name}")
-    steps = args.epochs * max(1, images // (args.n_critic * args.batch_size))
+    print(f"{SCRIPT}: {count:,} images of {args.data} at {args.size}x{args.size}, {device_name}")
+    steps = args.epochs * max(1, count // (args.n_critic * args.batch_size))
     print(f"{steps // args.epochs:,} train steps an epoch, {steps:,} in all")
     if args.data == "sprites":
         print("a short demonstration, with", {name: getattr(args, name) for name in DEMO})
     elif steps < 2000 and not args.resume:
-        epochs = 1 + 5000 // max(1, images // (args.n_critic * 32))
+        epochs = 1 + 5000 // max(1, count // (args.n_critic * 32))
         flags = f'--batch-size 32 --lr 4e-4 --ema 0.99 --epochs {epochs} --out "{args.out}-longer"'
         print(f"that is few; to the same command add {flags}")
 

@@ -39,7 +39,7 @@ class Light:
     seen = 0  # images, of all networks
 
     def __init__(self, weights, dims=64, device="cpu", dtype=None):
-        self.device, self.home = torch.device(device), device
+        self.device, self.float64_device = torch.device(device), device
         self.matrix = torch.randn(192, dims, generator=torch.Generator().manual_seed(0))
 
     def __call__(self, images):
@@ -218,19 +218,19 @@ def test_streamed_moments_are_numpys_and_rows_are_kept_with_their_numbers(n, d):
     def net(images):  # which are their own features
         return torch.from_numpy(images)
 
-    net.device, net.home = torch.device("cpu"), "cpu"
+    net.device, net.float64_device = torch.device("cpu"), "cpu"
     x = np.random.default_rng(n).standard_normal((n, d), np.float32) + 1000
     args = SimpleNamespace(batch_size=7, dims=d, keep=False, inception_score=False)
     images = fid.Set("set", n, pixels=lambda numbers: x[numbers])
     streamed = fid.measure(images, net, args)
     assert streamed.n == n
-    assert streamed.rows is None
+    assert streamed.features is None
     np.testing.assert_allclose(streamed.mu, x.mean(0, dtype=np.float64), rtol=1e-12)
     sigma = streamed.root.T @ streamed.root
     np.testing.assert_allclose(sigma, np.cov(x.T, dtype=np.float64), atol=1e-7)
     args.keep = True
     kept = fid.measure(images, net, args)
-    np.testing.assert_array_equal(kept.rows, x[kept.numbers])
+    np.testing.assert_array_equal(kept.features, x[kept.numbers])
 
 
 def two_clouds(n, m, d=16):
@@ -347,8 +347,8 @@ def test_the_score_is_of_logits_without_their_bias_in_the_order_of_hashes(light,
 def test_kid_has_a_spread_where_subsets_differ(monkeypatch):
     monkeypatch.setattr(fid, "kid", lambda x, y: (0.2, 0.1))
     args = fid.parse_args(["real", "fake", "--kid"])
-    net = SimpleNamespace(home="cpu")
-    real = fid.Set(n=1001, mu=np.zeros(2), root=np.eye(2), rows=torch.eye(2))
+    net = SimpleNamespace(float64_device="cpu")
+    real = fid.Set(n=1001, mu=np.zeros(2), root=np.eye(2), features=torch.eye(2))
     assert [*fid.compare(real, real, net, args)] == ["FID", "KID", "KID std"]
     fake = real._replace(n=1000)
     assert [*fid.compare(real, fake, net, args)] == ["FID", "KID"]

@@ -41,7 +41,7 @@ def test_the_penalty_is_two_sided_and_takes_the_norm_of_each_sample():
 
 
 def test_epsilon_is_uniform_and_one_per_sample():
-    """f(x) = |x|²/2 has the gradient x^ itself: ε a where the real image is a, the fake one 0."""
+    """f(x) = |x|²/2 has the gradient x_hat itself: ε a where the real image is a, the fake 0."""
     torch.manual_seed(0)
     points = []
 
