@@ -234,6 +234,7 @@ class Web(BaseHandler):
                 self.rules[origin] = []  # so that robots.txt itself is allowed
                 self.rules[origin], delay = read_robots(self, origin)
                 self.gap = max(self.gap, delay)
+                self.due += delay
         path = unquote(url.removeprefix(origin))
         matching = [rule for rule in self.rules[origin] if fnmatchcase(path, rule[2])]
         return path == "/robots.txt" or max([(0, True, ""), *matching])[1]  # allow wins ties
@@ -472,19 +473,15 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     web, failed = Web(args), []
-    try:
-        if args.dry_run:
-            print(*list_pictures(web, args, failed), sep="\n")
-        else:
-            with one_line(f"--out {args.out}: cannot be used"):
-                records = read_manifest(args)
-            scrape(list_pictures(web, args, failed), records, web, args, failed)
-            if records:
-                with one_line("no contact sheet", warn=True):
-                    draw_contact_sheet(records, args.out)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues")
-        raise
+    if args.dry_run:
+        print(*list_pictures(web, args, failed), sep="\n")
+    else:
+        with one_line(f"--out {args.out}: cannot be used"):
+            records = read_manifest(args)
+        scrape(list_pictures(web, args, failed), records, web, args, failed)
+        if records:
+            with one_line("no contact sheet", warn=True):
+                draw_contact_sheet(records, args.out)
     if failed:
         raise SystemExit(f"{len(failed):,} failed; the same command tries them again")
 
@@ -497,4 +494,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
+        print("stopped; the same command continues")
         sys.exit(130)

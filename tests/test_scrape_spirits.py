@@ -377,9 +377,9 @@ def test_robots_txt_is_obeyed(monkeypatch):
         (ours + "Disallow: /" + "*a" * 40 + "*b", "/" + "a" * 3000, True),
     ]:
         assert robots(monkeypatch, text).allows("http://h.test" + path) is free
-    for delay, gap in {"2.5": 2.5, "0.1": 0.5, "soon": 0.5, "-3": 0.5}.items():
+    for delay, gap, first in [("2.5", 2.5, 2.5), ("0.1", 0.5, 0.1), ("soon", 0.5, 0)]:
         web = robots(monkeypatch, f"User-agent: *\nCrawl-delay: {delay}\n")
-        assert web.allows("http://h.test/") and web.gap == gap
+        assert web.allows("http://h.test/") and (web.gap, web.due) == (gap, first)
 
 
 def test_without_robots_txt_all_is_allowed_and_where_it_is_not_read_nothing(gallery, capsys):
