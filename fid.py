@@ -224,32 +224,28 @@ def prdc(real, fake):
 
     Precision: the share of fakes inside the ball of at least one real image, whose radius is the
     distance to its third neighbour; recall: the same with the roles exchanged (Kynkäänniemi et al.
-    2019, arXiv 1904.06991). With radii to the fifth neighbour, density is the mean number of balls
-    that a fake is in, over 5; coverage the share of balls with a fake (Naeem, arXiv 2002.09797).
+    2019, arXiv 1904.06991, there of VGG-16's features). With radii to the fifth neighbour, density
+    is the mean number of balls that a fake is in, over 5; coverage the share of balls with a fake
+    (Naeem et al. 2020, arXiv 2002.09797).
     """
     real, fake = real.double(), fake.double()
     near_real, _ = neighbours(real, real, 6)  # the first is the image itself
     near_fake, _ = neighbours(fake, fake, 4)
-    precise, _ = balls(fake, real, near_real[:, 3])
-    recalled, _ = balls(real, fake, near_fake[:, 3])
-    dense, covered = balls(fake, real, near_real[:, 5])
+    precise, dense = 0, 0  # sums over the fakes
+    recalled = covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for part, its_radii in zip(fake.split(1024), near_fake[:, 3:].split(1024)):
+        distances = torch.cdist(part, real)  # (1024, N)
+        inside = distances <= near_real[:, 5]
+        precise += (distances <= near_real[:, 3]).any(1).sum().item()
+        recalled = recalled | (distances <= its_radii).any(0)
+        dense += inside.sum().item()
+        covered = covered | inside.any(0)
     return {
-        "precision": np.mean(precise > 0),
-        "recall": np.mean(recalled > 0),
-        "density": np.mean(dense) / 5,
-        "coverage": np.mean(covered),
+        "precision": precise / len(fake),
+        "recall": recalled.double().mean().item(),
+        "density": dense / len(fake) / 5,
+        "coverage": covered.double().mean().item(),
     }
-
-
-def balls(x, centers, radii):
-    """For balls around centers (M, d) with radii (M,): how many of them hold each row of x (N, d),
-    an array (N,), and whether each ball holds a row, an array (M,)."""
-    counts, filled = [], []
-    for part in x.split(1024):
-        inside = torch.cdist(part, centers) <= radii
-        counts.append(inside.sum(1))
-        filled.append(inside.any(0))
-    return torch.cat(counts).cpu().numpy(), torch.stack(filled).any(0).cpu().numpy()
 
 
 def neighbours(x, y, k):
@@ -281,6 +277,9 @@ def open_sets(args, device):
     for images in sets:
         if images.n != "unknown":
             check_number(images.path, images.n, args)
+        if args.per_class:
+            for name, n in zip(images.classes, np.bincount(images.labels)):
+                check_number(f"{images.path}, class {name}", n, args)
     # of each set's first image
     shapes = {images.pixels([0])[0].shape[1:] for images in sets if images.pixels}
     if len(shapes) > 1 and args.size is None:
@@ -292,7 +291,7 @@ def open_sets(args, device):
 
 def open_set(path, args, device):
     """The Set of a path or a data name; from an .npz file of statistics, a measured one."""
-    if path.endswith((".pt", ".pth", ".ckpt")) or Path(path, "checkpoint.pt").exists():
+    if path.endswith((".pt", ".pth", ".ckpt", ".pth.tar")) or Path(path, "checkpoint.pt").exists():
         return open_generator(path, args, device)
     with one_line(f"{path}: cannot be read"):
         if path.endswith(".npz"):
@@ -463,7 +462,7 @@ def per_class(real, fake, args):
     """Print and return the Fréchet distance of each class that is in both sets, by its name."""
     results = {}
     for name in sorted(set(real.classes) & set(fake.classes)):
-        a, b = of_class(name, real, args), of_class(name, fake, args)
+        a, b = of_class(name, real), of_class(name, fake)
         distance = frechet_distance(a, b)
         results[f"FID{args.suffix} {name}"] = distance
         print(f"    {name}: {distance:.6f} (N {b.n:,} against {a.n:,})")
@@ -472,10 +471,9 @@ def per_class(real, fake, args):
     return results
 
 
-def of_class(name, images, args):
+def of_class(name, images):
     """The measured Set of the images of one class, from the features of a Set."""
     x = images.features[np.take(images.classes, images.labels)[images.numbers] == name]
-    check_number(f"{images.path}, class {name}", len(x), args)
     return summarize(images, moments(x))
 
 
@@ -483,9 +481,9 @@ def nearest(real, fake, args):
     """Print and return the median distance, in features / sqrt(dims), from 100 fakes and from 100
     real images to the nearest (other) real image. Write --nearest: 8 fakes, each beside the 6 real
     images nearest to it."""
-    x = fake.features.double() / args.dims**0.5
+    x = fake.features[:100].double() / args.dims**0.5
     y = real.features.double() / args.dims**0.5
-    distances, indices = neighbours(x[:100], y, 6)
+    distances, indices = neighbours(x, y, 6)
     others, _ = neighbours(y[:100], y, 2)  # the first is the image itself
     near, own = float(distances[:, 0].median()), float(others[:, 1].median())
     print(f"nearest in features: median {near:.4g}, of real images to each other {own:.4g}")
@@ -497,7 +495,8 @@ def nearest(real, fake, args):
         for column, pixels in enumerate(images):
             image = Image.fromarray(pixels.transpose(1, 2, 0))
             grid.paste(ImageOps.fit(image, (96, 96)), (100 * column, 100 * row + 20))
-    with atomic(Path(args.nearest).with_suffix(".png")) as file:
+    path = Path(args.nearest).with_suffix(".png")
+    with one_line("--nearest: not written", warn=True), atomic(path) as file:
         grid.save(file, "PNG")
     return {"nearest in features": near, "nearest in features, REAL": own}
 
@@ -547,7 +546,7 @@ def atomic(path, mode="wb"):
     all. If the block or the disk fails, the old file stays and the caller gets the exception."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -604,14 +603,6 @@ def join_processes(device):
 
 
 # ---- Generators (same in fid.py, interpolate.py) -------------------------------------------------
-
-FOREIGN = {  # a pattern in a file's suffix or in torch.load's error: what the file is
-    r"Errno \d+\] ([^:]+)": "{}",
-    r"TorchScript": "a TorchScript module; save its state_dict() instead",
-    r"safetensors": "a safetensors file; save its tensors with torch.save",
-    r"(\w+)\.npy": "NumPy arrays ({}, ...), such as statistics or images, not weights",
-    r"GLOBAL ([\w.]+)": "it holds {}, which could run code; save a state dict alone",
-}
 
 
 def from_shapes(state):
@@ -717,12 +708,10 @@ def read_weights(path):
         with warnings.catch_warnings():  # about TorchScript and pickle protocols
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises nearly anything
-        reason = "cut short, damaged, or not written by torch.save"
-        for pattern, meaning in FOREIGN.items():
-            match = re.search(pattern, f"{path.suffix} {error}")
-            if match:
-                reason = meaning.format(*match.groups())
+    except OSError as error:
+        reason = error.strerror
+    except Exception:  # a damaged file raises nearly anything
+        reason = "cut short, damaged, or not what torch.save(G.state_dict(), PATH) writes"
     raise SystemExit(f"{path}: cannot be read: {reason}")
 
 
@@ -761,7 +750,7 @@ def open_torchvision(data, cache):
         kind, options = torchvision.datasets.STL10, {"split": "train+unlabeled"}
     wanted = f"{kind.filename} with md5 {kind.tgz_md5} into --cache {cache}"
     if Path(cache, kind.filename).exists():
-        wanted += ": the file there has another md5"
+        wanted += ": the file there may have another md5"
     with one_line(f"{data}: no download; put {wanted}"):
         images = kind(cache, download=True, **options)
     if data == "cifar10":
@@ -795,11 +784,11 @@ def open_lsun(path):
     """The Source of one of LSUN's databases, a folder that holds data.mdb."""
     import lmdb  # needed here alone: pip install lmdb
 
-    database = lmdb.open(str(path), readonly=True, lock=False).begin()
-    keys = list(database.cursor().iternext(values=False))
+    database = lmdb.open(str(path), readonly=True, lock=False)
+    keys = list(database.begin().cursor().iternext(values=False))
 
     def read(i):
-        return Image.open(io.BytesIO(database.get(keys[i])), formats=FORMATS)
+        return Image.open(io.BytesIO(database.begin().get(keys[i])), formats=FORMATS)
 
     return Source(stamp(path / "data.mdb"), keys, np.zeros(len(keys), int), [path.name], read)
 
@@ -808,12 +797,12 @@ def open_folder(path):
     """The Source of the images in a folder or a .zip, at any depth; links are followed. Classes are
     the folders at the first level where the paths differ."""
     if path.is_dir():
-        root, names = path, []
-        for folder, below, found in os.walk(path, followlinks=True, onerror=print):
+        root, names = path.resolve(), []
+        for folder, below, found in os.walk(root, followlinks=True, onerror=print):
             up = os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents)
             if up or "checkpoint.pt" in found:  # a link that leads back up, or a run folder
                 below[:], found = [], []  # os.walk enters none of the cleared list
-            names += [Path(folder, name).relative_to(path).as_posix() for name in found]
+            names += [Path(folder, name).relative_to(root).as_posix() for name in found]
     else:
         root, names = zipfile.Path(path), zipfile.ZipFile(path).namelist()
     files = []

@@ -210,14 +210,6 @@ def write_folder(folder, G, x, batch_size, names):
 
 # ---- Generators (same in fid.py, interpolate.py) -------------------------------------------------
 
-FOREIGN = {  # a pattern in a file's suffix or in torch.load's error: what the file is
-    r"Errno \d+\] ([^:]+)": "{}",
-    r"TorchScript": "a TorchScript module; save its state_dict() instead",
-    r"safetensors": "a safetensors file; save its tensors with torch.save",
-    r"(\w+)\.npy": "NumPy arrays ({}, ...), such as statistics or images, not weights",
-    r"GLOBAL ([\w.]+)": "it holds {}, which could run code; save a state dict alone",
-}
-
 
 def from_shapes(state):
     """The DCGAN generator of a state dict's shapes, not loaded yet, and its number of inputs.
@@ -322,12 +314,10 @@ def read_weights(path):
         with warnings.catch_warnings():  # about TorchScript and pickle protocols
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises nearly anything
-        reason = "cut short, damaged, or not written by torch.save"
-        for pattern, meaning in FOREIGN.items():
-            match = re.search(pattern, f"{path.suffix} {error}")
-            if match:
-                reason = meaning.format(*match.groups())
+    except OSError as error:
+        reason = error.strerror
+    except Exception:  # a damaged file raises nearly anything
+        reason = "cut short, damaged, or not what torch.save(G.state_dict(), PATH) writes"
     raise SystemExit(f"{path}: cannot be read: {reason}")
 
 
@@ -386,7 +376,7 @@ def atomic(path, mode="wb"):
     all. If the block or the disk fails, the old file stays and the caller gets the exception."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -489,7 +479,9 @@ def parse_args(argv=None):
     run = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
     if run.name == "snapshots":
         run = run.parent
-    args.out = (args.out or run / f"{args.kind}.png").expanduser()
+    if args.out is None:
+        args.out = run / f"{args.kind}.png"
+    args.out = args.out.expanduser()
     args.format = args.out.suffix.lower()
     formats = {"arithmetic": [".png"], "samples": [".png", ".npz", "a folder"]}
     formats = formats.get(args.kind, [".png", ".gif", ".webp"])
@@ -497,7 +489,8 @@ def parse_args(argv=None):
         args.format = "a folder"
     if args.format not in formats:
         parser.error(f"--out {args.out}: takes {', '.join(formats)}")
-    args.steps = args.steps or (9 if args.format == ".png" else 30)
+    if args.steps is None:
+        args.steps = 9 if args.format == ".png" else 30
     return args
 
 
@@ -506,7 +499,7 @@ def parse_args(argv=None):
 
 def import_generator(code, checkpoint):
     """`first` and `build`, for load_generator, of the class in "FILE.py:CLASS". Runs FILE."""
-    file, _, name = code.rpartition(":")
+    file, _, name = os.path.expanduser(code).rpartition(":")
     saved = read_weights(checkpoint)
     options = saved["generator"] if "script" in saved else {}
     del sys.argv[1:]  # which that file might read as its own
@@ -534,7 +527,7 @@ def choose_classes(args, names):
         codes = torch.eye(len(names))[[names.index(name) for name in chosen]]
     if not names:
         return [""], torch.zeros(1, 0)  # one class, without a name or a code
-    print(f"classes: {', '.join(chosen)}")
+    print(f"classes, by turns: {', '.join(chosen)}")
     return chosen, codes
 
 

@@ -558,7 +558,7 @@ def atomic(path, mode="wb"):
     all. If the block or the disk fails, the old file stays and the caller gets the exception."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -581,8 +581,8 @@ Source = namedtuple("Source", "key items labels classes read")  # read(i): the i
 def load_data(data, size, classes=None, cache="data"):
     """Images uint8 (N, 3, size, size), labels int64 (N,) and class names of a data name or path.
 
-    They are decoded once into a file in `cache`, which is mapped into memory. `classes` keeps
-    those alone; what cannot be read is left out.
+    They are decoded once into a file in `cache`, which is mapped into memory: writing to them
+    would crash. `classes` keeps those alone; what cannot be read is left out.
     """
     with one_line(f"--data {data}: cannot be read"):
         source = open_data(data, size, cache)
@@ -598,11 +598,14 @@ def load_data(data, size, classes=None, cache="data"):
             with atomic(path) as file:
                 decode(source, chosen, size, file)
     count = path.stat().st_size // (3 * size * size + 8)  # bytes of an image and its label
-    images = np.memmap(path, np.uint8, "c", shape=(count, 3, size, size))
+    images = np.memmap(path, np.uint8, "r", shape=(count, 3, size, size))
     labels = np.fromfile(path, np.int64, offset=images.size)
     present, labels = np.unique(labels, return_inverse=True)  # numbered without gaps
     classes = [source.classes[label] for label in present]
-    return torch.from_numpy(images), torch.from_numpy(labels), classes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that they are read-only
+        images = torch.from_numpy(images)
+    return images, torch.from_numpy(labels), classes
 
 
 def decode(source, chosen, size, file):
@@ -672,7 +675,7 @@ def open_torchvision(data, cache):
         kind, options = torchvision.datasets.STL10, {"split": "train+unlabeled"}
     wanted = f"{kind.filename} with md5 {kind.tgz_md5} into --cache {cache}"
     if Path(cache, kind.filename).exists():
-        wanted += ": the file there has another md5"
+        wanted += ": the file there may have another md5"
     with one_line(f"{data}: no download; put {wanted}"):
         images = kind(cache, download=True, **options)
     if data == "cifar10":
@@ -706,11 +709,11 @@ def open_lsun(path):
     """The Source of one of LSUN's databases, a folder that holds data.mdb."""
     import lmdb  # needed here alone: pip install lmdb
 
-    database = lmdb.open(str(path), readonly=True, lock=False).begin()
-    keys = list(database.cursor().iternext(values=False))
+    database = lmdb.open(str(path), readonly=True, lock=False)
+    keys = list(database.begin().cursor().iternext(values=False))
 
     def read(i):
-        return Image.open(io.BytesIO(database.get(keys[i])), formats=FORMATS)
+        return Image.open(io.BytesIO(database.begin().get(keys[i])), formats=FORMATS)
 
     return Source(stamp(path / "data.mdb"), keys, np.zeros(len(keys), int), [path.name], read)
 
@@ -719,12 +722,12 @@ def open_folder(path):
     """The Source of the images in a folder or a .zip, at any depth; links are followed. Classes are
     the folders at the first level where the paths differ."""
     if path.is_dir():
-        root, names = path, []
-        for folder, below, found in os.walk(path, followlinks=True, onerror=print):
+        root, names = path.resolve(), []
+        for folder, below, found in os.walk(root, followlinks=True, onerror=print):
             up = os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents)
             if up or "checkpoint.pt" in found:  # a link that leads back up, or a run folder
                 below[:], found = [], []  # os.walk enters none of the cleared list
-            names += [Path(folder, name).relative_to(path).as_posix() for name in found]
+            names += [Path(folder, name).relative_to(root).as_posix() for name in found]
     else:
         root, names = zipfile.Path(path), zipfile.ZipFile(path).namelist()
     files = []

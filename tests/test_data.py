@@ -304,14 +304,15 @@ def test_links_are_followed_circles_end_and_a_broken_one_is_named(tmp_path, load
     assert str(folder / "owl/5.png") in refusal(folder)
 
 
-def test_a_run_folder_and_the_cache_may_lie_among_the_images(tmp_path, capsys):
+def test_a_run_folder_and_the_cache_may_lie_among_the_images(tmp_path, monkeypatch, capsys):
     members, pictures = pictures_of(["1.png", "runs/x/samples/2.png", "runs/x/3.png"])
     folder = files_of(tmp_path / "photos", members)
     (folder / "runs/x/checkpoint.pt").write_bytes(b"")
-    for _ in range(2):
-        images, *_ = wgan_gp.load_data(str(folder), 16, None, str(folder))
+    monkeypatch.chdir(folder)
+    for data in (folder, folder, "../photos"):
+        images, *_ = wgan_gp.load_data(str(data), 16, None, str(folder))
         assert np.array_equal(images, [pictures["1.png"]])
-    assert len(list(folder.glob("*.u8"))) == 1
+    assert len(list(folder.glob("*.u8"))) == 2  # one for each way to name the folder
 
 
 def test_a_folder_that_may_not_be_opened_is_named(tmp_path, refusal, monkeypatch, capsys):
@@ -358,8 +359,10 @@ def test_the_result_is_mapped_from_a_file_which_is_never_written_to(tmp_path, ca
     with open(file, "r+b") as opened:  # what is written to the file is seen in the map
         opened.write(bytes([255 - content[0]]))
     assert images[0, 0, 0, 0] == 255 - content[0]
-    images.zero_()
-    assert file.read_bytes()[1:] == content[1:] + labels.numpy().tobytes()
+    if sys.platform == "linux":  # where a private map that can be written to counts as memory
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        maps = [line for line in maps if file.name in line]
+        assert maps and all(" r--" in line for line in maps)
 
 
 @pytest.mark.parametrize("name", ["set", "set.zip", "set.npz"])
@@ -591,7 +594,7 @@ def test_without_a_network_it_is_said_which_archive_to_put_where(cifar10, refusa
     archive.unlink()
     assert refusal("cifar10") == f"cifar10: no download; put {wanted} {cause}"
     archive.write_bytes(b"text")
-    assert f"{wanted}: the file there has another md5 {cause}" in refusal("cifar10")
+    assert f"{wanted}: the file there may have another md5 {cause}" in refusal("cifar10")
     assert archive.read_bytes() == b"text"
 
 

@@ -522,6 +522,7 @@ def test_nearest_finds_copies_and_measures_reals_among_themselves(light, capsys)
         number = (fakes == fake).all((1, 2, 3)).argmax()
         wanted = table[number].argsort()[:6]
         assert np.array_equal(nearest, reals[wanted])
+    assert run("real.npy g.pth --n 8 --seed 3 --nearest g.pth/n.png") == [row]  # not written
 
 
 # ---- Statistics, the cache, several processes ---------------------------------------------------
