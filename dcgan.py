@@ -352,7 +352,7 @@ def train(state, images, labels, train_step, args, bf16, signals):
         torch.cuda.synchronize()
         torch.cuda.set_stream(torch.cuda.Stream())
     first, begun = state.step, time.perf_counter() - state.seconds  # as if it had never stopped
-    save_at = state.seconds + 600  # in a long epoch
+    saved = state.seconds
     hidden = RANK > 0 or not sys.stderr or None  # None: tqdm hides its bar where no terminal is
     for epoch in range(state.epoch, args.epochs):
         order = shuffled_indices(len(images), shape, epoch, args.seed).to(images.device)
@@ -374,17 +374,18 @@ def train(state, images, labels, train_step, args, bf16, signals):
             state.seconds = time.perf_counter() - begun
             if device.type == "cpu":  # a GPU is not waited for
                 check_finite([state.totals], state, args)
-            if signals:
+            if signals or state.seconds > saved + 600:  # in a long epoch
                 save(state, args, "checkpoint.pt")
-                print(f'stopped; go on with python {SCRIPT} --out "{args.out}" --resume')
-                raise SystemExit(128 + signals[0])
-            if state.seconds > save_at:
-                save(state, args, "checkpoint.pt")
-                save_at = state.seconds + 600
+                saved = state.seconds
+                if signals:
+                    print(f'stopped; go on with python {SCRIPT} --out "{args.out}" --resume')
+                    raise SystemExit(128 + signals[0])
         check_finite([state.totals], state, args)
         state.seconds = time.perf_counter() - begun
         end_epoch(state, args)
-        save(state, args, "checkpoint.pt")
+        if state.epoch == args.epochs or state.seconds > saved + 10:  # not after each short one
+            save(state, args, "checkpoint.pt")
+            saved = state.seconds
 
 
 # ---- Run folder (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------
@@ -662,6 +663,8 @@ def check_classes(labels, classes):
 def open_data(data, size, cache):
     """The Source of a data name or a path; raises what is wrong with it."""
     path = Path(data).expanduser()
+    if data in NAMES and path.exists():
+        print(f"{data}: the data set of that name; ./{data} is the folder")
     if data == "sprites":
         kinds = np.arange(2048) % len(SPRITES)
         return Source("sprites 3", range(2048), kinds, list(SPRITES), partial(sprite, size))
@@ -699,7 +702,7 @@ def open_array(path):
     """The Source of an .npy or .npz: uint8 (N, H, W, 3) or grey (N, H, W), and perhaps labels."""
     arrays = np.load(path, mmap_mode="r", allow_pickle=False)
     arrays = {"images": arrays} if isinstance(arrays, np.ndarray) else dict(arrays)
-    images = arrays.get("images", max(arrays.values(), key=np.ndim))
+    images = arrays.get("images", max(arrays.values(), key=np.size))
     labels = arrays.get("labels", np.zeros(len(images), int))
     grey = images.ndim == 3 and images.shape[2] > 3  # not a single image (H, W, 3)
     right = images.dtype == np.uint8 and (grey or images.shape[3:] == (3,))
@@ -984,7 +987,7 @@ def describe(count, args, device_name):
 def main(argv=None):
     args, checkpoint = parse_args(argv), None
     path = Path(f"{args.out}/checkpoint.pt")
-    if os.path.exists(path) and not args.resume:
+    if not args.resume and (os.path.exists(path) or os.path.exists(f"{args.out}/log.csv")):
         raise SystemExit(f"--out {args.out}: holds a run; name another folder, or add --resume")
     with lock(args.out):
         if args.resume:

@@ -277,9 +277,6 @@ def open_sets(args, device):
     for images in sets:
         if images.n != "unknown":
             check_number(images.path, images.n, args)
-        if args.per_class:
-            for name, n in zip(images.classes, np.bincount(images.labels)):
-                check_number(f"{images.path}, class {name}", n, args)
     # of each set's first image
     shapes = {images.pixels([0])[0].shape[1:] for images in sets if images.pixels}
     if len(shapes) > 1 and args.size is None:
@@ -354,15 +351,17 @@ def measure(images, net, args):
     blocks = torch.arange(RANK * images.n // WORLD, (RANK + 1) * images.n // WORLD).split(256)
     if tqdm and RANK == 0:
         blocks = tqdm(blocks, unit="256 images", disable=None)
+    keep = needs_features(images.path, args)
     total, features, hashes = 0, [], []
     for block in blocks:
         x = torch.empty(len(block), args.dims, device=net.float64_device)
         for numbers, part in zip(block.split(args.batch_size), x.split(args.batch_size)):
             batch = images.pixels(numbers.tolist())
             part.copy_(net(batch))
-            hashes += [hashlib.sha1(image.tobytes()).digest() for image in batch]
+            if keep:
+                hashes += [hashlib.sha1(image.tobytes()).digest() for image in batch]
         total += moments(x)
-        if args.keep or args.inception_score:
+        if keep:
             features.append(x.cpu())
     if WORLD > 1:
         shares = [None] * WORLD
@@ -376,6 +375,11 @@ def measure(images, net, args):
         order = np.argsort(hashes, kind="stable")
         images = images._replace(features=torch.cat(features)[order], numbers=order)
     return summarize(images, total)
+
+
+def needs_features(path, args):
+    """Whether a flag takes the features of each image of a set, not its statistics alone."""
+    return args.keep or (args.inception_score and path in args.fake)
 
 
 def moments(x):
@@ -412,7 +416,7 @@ def measure_real(images, net, args):
 def load_stats(path, args):
     """The measured Set in an .npz file of pytorch-fid or of --save-stats; None if the file holds no
     statistics, or if it holds images too and a flag needs features."""
-    keep = args.keep or (args.inception_score and path in args.fake)
+    keep = needs_features(path, args)
     with np.load(path) as arrays:
         if "mu" not in arrays:
             return None
@@ -461,20 +465,24 @@ def compare(real, fake, net, args):
 def per_class(real, fake, args):
     """Print and return the Fréchet distance of each class that is in both sets, by its name."""
     results = {}
+    fewest = 2 if args.allow_few else 2048
     for name in sorted(set(real.classes) & set(fake.classes)):
-        a, b = of_class(name, real), of_class(name, fake)
-        distance = frechet_distance(a, b)
+        x, y = features_of(name, real), features_of(name, fake)
+        n = f"(N {len(y):,} against {len(x):,})"
+        if min(len(x), len(y)) < fewest:
+            print(f"    {name}: left out {n}; --allow-few takes 2 images or more")
+            continue
+        distance = frechet_distance(summarize(real, moments(x)), summarize(fake, moments(y)))
         results[f"FID{args.suffix} {name}"] = distance
-        print(f"    {name}: {distance:.6f} (N {b.n:,} against {a.n:,})")
+        print(f"    {name}: {distance:.6f} {n}")
     if not results:
         print("    REAL and this FAKE have no classes in common")
     return results
 
 
-def of_class(name, images):
-    """The measured Set of the images of one class, from the features of a Set."""
-    x = images.features[np.take(images.classes, images.labels)[images.numbers] == name]
-    return summarize(images, moments(x))
+def features_of(name, images):
+    """The features (n, d) of the images of one class."""
+    return images.features[np.take(images.classes, images.labels)[images.numbers] == name]
 
 
 def nearest(real, fake, args):
@@ -495,8 +503,7 @@ def nearest(real, fake, args):
         for column, pixels in enumerate(images):
             image = Image.fromarray(pixels.transpose(1, 2, 0))
             grid.paste(ImageOps.fit(image, (96, 96)), (100 * column, 100 * row + 20))
-    path = Path(args.nearest).with_suffix(".png")
-    with one_line("--nearest: not written", warn=True), atomic(path) as file:
+    with one_line("--nearest: not written", warn=True), atomic(args.nearest) as file:
         grid.save(file, "PNG")
     return {"nearest in features": near, "nearest in features, REAL": own}
 
@@ -521,7 +528,7 @@ def write_curve(results, args):
             axes.plot(*zip(*sorted(points)), marker=".", label=run)
         axes.set(xlabel="generator updates", ylabel=f"{name} (N = {args.n:,})", ylim=(0, None))
         axes.legend()
-        with atomic(Path(args.plot).with_suffix(".png")) as file:
+        with atomic(args.plot) as file:
             axes.figure.savefig(file, dpi=120)
 
 
@@ -727,6 +734,8 @@ Source = namedtuple("Source", "key items labels classes read")  # read(i): the i
 def open_data(data, size, cache):
     """The Source of a data name or a path; raises what is wrong with it."""
     path = Path(data).expanduser()
+    if data in NAMES and path.exists():
+        print(f"{data}: the data set of that name; ./{data} is the folder")
     if data == "sprites":
         kinds = np.arange(2048) % len(SPRITES)
         return Source("sprites 3", range(2048), kinds, list(SPRITES), partial(sprite, size))
@@ -764,7 +773,7 @@ def open_array(path):
     """The Source of an .npy or .npz: uint8 (N, H, W, 3) or grey (N, H, W), and perhaps labels."""
     arrays = np.load(path, mmap_mode="r", allow_pickle=False)
     arrays = {"images": arrays} if isinstance(arrays, np.ndarray) else dict(arrays)
-    images = arrays.get("images", max(arrays.values(), key=np.ndim))
+    images = arrays.get("images", max(arrays.values(), key=np.size))
     labels = arrays.get("labels", np.zeros(len(images), int))
     grey = images.ndim == 3 and images.shape[2] > 3  # not a single image (H, W, 3)
     right = images.dtype == np.uint8 and (grey or images.shape[3:] == (3,))
@@ -939,6 +948,10 @@ def parse_args(argv=None):
     args = parser.parse_intermixed_args(argv)  # a FAKE may follow a flag
     if min(args.n, args.batch_size, args.size or 0) < 0:
         parser.error("--n, --batch-size and --size: must be 0 or more")
+    for name, suffix in {"save_stats": ".npz", "nearest": ".png", "plot": ".png"}.items():
+        path = getattr(args, name)
+        if path and not path.endswith(suffix):
+            parser.error(f"--{name.replace('_', '-')} {path}: must end in {suffix}")
     if not args.fake and not args.save_stats:
         parser.error("name a FAKE, or --save-stats FILE.npz to measure REAL alone")
     if args.inception_score and args.dims != 2048:
@@ -978,9 +991,8 @@ def main(argv=None):
 
     real = measure_real(real, net, args)
     if args.save_stats:
-        path = Path(args.save_stats).with_suffix(".npz")
-        save_stats(path, real)
-        print(f"{path}: statistics of {real.path} (N {real.n}), width {args.dims}")
+        save_stats(args.save_stats, real)
+        print(f"{args.save_stats}: statistics of {real.path} (N {real.n}), width {args.dims}")
     results = []
     for fake in fakes:
         fake = measure(fake, net, args)
@@ -999,7 +1011,7 @@ def main(argv=None):
         report = {"real": {"path": real.path, "n": real.n}, "args": vars(args)}
         report |= {"torch": torch.__version__, "results": results}
         with atomic(args.json, "w") as file:
-            json.dump(report, file, indent=2)
+            json.dump(report, file, indent=2, default=str)
     if args.plot and RANK == 0:
         write_curve(results, args)
     if WORLD > 1:

@@ -598,14 +598,17 @@ def test_without_a_network_it_is_said_which_archive_to_put_where(cifar10, refusa
     assert archive.read_bytes() == b"text"
 
 
-def test_stl10_has_its_unlabeled_images_too(cache, load, monkeypatch):
+def test_stl10_has_its_unlabeled_images_too(cache, load, monkeypatch, capsys):
     pictures = noise(5, 3, 96, 96)
     columns = pictures.transpose(0, 1, 3, 2)  # stored by columns
     members = {"train_X.bin": columns[:3].tobytes(), "train_y.bin": bytes([10, 1, 4])}
     members |= {"unlabeled_X.bin": columns[3:].tobytes(), "test_X.bin": b"", "test_y.bin": b""}
     members["class_names.txt"] = "\n".join("abcdefghij").encode()
     archive_of(torchvision.datasets.STL10, members, cache, monkeypatch)
+    monkeypatch.chdir(cache)
+    Path("stl10").mkdir()
     images, labels, classes = load("stl10", 96)
+    assert capsys.readouterr().out.startswith("stl10: the data set of that name; ./stl10 is the")
     assert np.array_equal(images, pictures)
     assert [classes[label] for label in labels] == ["j", "a", "d", "unlabeled", "unlabeled"]
 

@@ -461,7 +461,8 @@ def test_classes_come_by_turns_and_are_measured_apart(light, capsys):
     assert "no classes in common" in capsys.readouterr().out
     write("pair/cat", noise(3, 1))
     write("pair/dog", noise(4, 9))
-    assert "class cat: only 1 image" in refusal("real pair --per-class")
+    run("real pair --per-class")
+    assert "    cat: left out (N 1 against 9); --allow-few takes" in capsys.readouterr().out
 
 
 def test_the_curve_of_snapshots_and_run_folders_and_without_matplotlib_its_table_alone(
@@ -616,6 +617,8 @@ def test_two_processes_give_the_numbers_of_one_and_the_first_writes(light, tmp_p
     ("real", "name a FAKE"), ("real fake --dims 100", "2048"),
     ("real fake --precision fp8", "fp32"), ("real fake --is --dims 64", "--is: takes the whole"),
     ("real fake --size -8", "0 or more"), ("real fake --batch-size -1", "0 or more"),
+    ("real.npz --save-stats real", "--save-stats real: must end in .npz"),
+    ("real fake --nearest near-0.1", "--nearest near-0.1: must end in .png"),
 ])  # fmt: skip
 def test_wrong_flags_end_with_exit_2_and_a_short_usage(args, words, capsys):
     with pytest.raises(SystemExit) as stop:

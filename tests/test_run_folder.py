@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_log_not_written_is_a_warni
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
     try:
-        message = one_line_of(resume, out, "--epochs", 5)
+        message = one_line_of(resume, out, "--epochs", 4)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     (warning,) = capsys.readouterr().err.splitlines()
@@ -289,21 +289,24 @@ def test_a_second_signal_acts_at_once_and_one_that_is_ignored_stays_so():
     signal.signal(signal.SIGINT, of_interrupts)
 
 
-def test_a_checkpoint_is_written_at_the_start_and_every_ten_minutes(data, tmp_path, monkeypatch):
-    """By a clock on which a step takes 350 seconds; at the fifth the power fails."""
+@pytest.mark.parametrize("seconds, steps", [(350, [0, 0, 2, 2, 4]), (1, [0] * 15 + [15])])
+def test_a_checkpoint_is_written_every_ten_minutes_and_not_after_each_short_epoch(
+    data, tmp_path, monkeypatch, seconds, steps
+):
+    """By a clock on which a step takes so many seconds; in the end the power fails."""
     saved = []
 
     def failing(**rest):
         saved.append(load(tmp_path / "checkpoint.pt")["step"])
-        if len(saved) == 5:
+        if len(saved) == len(steps):
             raise KeyboardInterrupt
         return torch.zeros(5)
 
     monkeypatch.setattr(wgan_gp, "train_step", failing)
-    monkeypatch.setattr(wgan_gp.time, "perf_counter", lambda: 350.0 * len(saved))
+    monkeypatch.setattr(wgan_gp.time, "perf_counter", lambda: float(seconds * len(saved)))
     with pytest.raises(KeyboardInterrupt):
-        run(*data, "--out", tmp_path)
-    assert saved == [0, 0, 2, 2, 4]
+        run(*data, "--epochs", 9, "--out", tmp_path)
+    assert saved == steps
 
 
 def test_resume_takes_a_new_rate_adds_to_the_seconds_and_names_the_next_command(out, capsys):
@@ -348,6 +351,9 @@ def test_other_epochs_under_lr_decay_say_that_the_rate_jumps(data, out, capsys):
 def test_an_out_folder_that_cannot_be_used_is_refused(out, data):
     message = one_line_of(run, *data, "--out", out)
     assert message == "--out my run: holds a run; name another folder, or add --resume"
+    (out / "checkpoint.pt").rename(out / "elsewhere.pt")
+    assert one_line_of(run, *data, "--out", out) == message
+    (out / "elsewhere.pt").rename(out / "checkpoint.pt")
     message = one_line_of(run, *data, "--out", out / "log.csv" / "run")
     assert message.startswith("--out my run/log.csv/run: cannot be written to (")
 
