@@ -374,7 +374,7 @@ def train(state, images, labels, train_step, args, bf16, signals):
             state.seconds = time.perf_counter() - begun
             if device.type == "cpu":  # a GPU is not waited for
                 check_finite([state.totals], state, args)
-            if signals or state.seconds > saved + 600:  # in a long epoch
+            if signals or state.seconds > saved + 600:  # ten minutes ago
                 save(state, args, "checkpoint.pt")
                 saved = state.seconds
                 if signals:
@@ -664,7 +664,7 @@ def open_data(data, size, cache):
     """The Source of a data name or a path; raises what is wrong with it."""
     path = Path(data).expanduser()
     if data in NAMES and path.exists():
-        print(f"{data}: the data set of that name; ./{data} is the folder")
+        print(f"{data}: the data set of that name; ./{data} is yours")
     if data == "sprites":
         kinds = np.arange(2048) % len(SPRITES)
         return Source("sprites 3", range(2048), kinds, list(SPRITES), partial(sprite, size))
@@ -702,7 +702,7 @@ def open_array(path):
     """The Source of an .npy or .npz: uint8 (N, H, W, 3) or grey (N, H, W), and perhaps labels."""
     arrays = np.load(path, mmap_mode="r", allow_pickle=False)
     arrays = {"images": arrays} if isinstance(arrays, np.ndarray) else dict(arrays)
-    images = arrays.get("images", max(arrays.values(), key=np.size))
+    images = arrays.get("images", max(arrays.values(), key=lambda a: (a.ndim, a.size)))
     labels = arrays.get("labels", np.zeros(len(images), int))
     grey = images.ndim == 3 and images.shape[2] > 3  # not a single image (H, W, 3)
     right = images.dtype == np.uint8 and (grey or images.shape[3:] == (3,))

@@ -233,11 +233,11 @@ def prdc(real, fake):
     near_fake, _ = neighbours(fake, fake, 4)
     precise, dense = 0, 0  # sums over the fakes
     recalled = covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for part, its_radii in zip(fake.split(1024), near_fake[:, 3:].split(1024)):
+    for part, radii in zip(fake.split(1024), near_fake[:, 3, None].split(1024)):
         distances = torch.cdist(part, real)  # (1024, N)
         inside = distances <= near_real[:, 5]
         precise += (distances <= near_real[:, 3]).any(1).sum().item()
-        recalled = recalled | (distances <= its_radii).any(0)
+        recalled = recalled | (distances <= radii).any(0)
         dense += inside.sum().item()
         covered = covered | inside.any(0)
     return {
@@ -465,17 +465,17 @@ def compare(real, fake, net, args):
 def per_class(real, fake, args):
     """Print and return the Fréchet distance of each class that is in both sets, by its name."""
     results = {}
-    fewest = 2 if args.allow_few else 2048
-    for name in sorted(set(real.classes) & set(fake.classes)):
+    names = sorted(set(real.classes) & set(fake.classes))
+    for name in names:
         x, y = features_of(name, real), features_of(name, fake)
-        n = f"(N {len(y):,} against {len(x):,})"
-        if min(len(x), len(y)) < fewest:
-            print(f"    {name}: left out {n}; --allow-few takes 2 images or more")
+        counts = f"(N {len(y):,} against {len(x):,})"
+        if min(len(x), len(y)) < (2 if args.allow_few else 2048):
+            print(f"    {name}: too few images {counts}; --allow-few takes 2 or more")
             continue
         distance = frechet_distance(summarize(real, moments(x)), summarize(fake, moments(y)))
         results[f"FID{args.suffix} {name}"] = distance
-        print(f"    {name}: {distance:.6f} {n}")
-    if not results:
+        print(f"    {name}: {distance:.6f} {counts}")
+    if not names:
         print("    REAL and this FAKE have no classes in common")
     return results
 
@@ -718,7 +718,7 @@ def read_weights(path):
     except OSError as error:
         reason = error.strerror
     except Exception:  # a damaged file raises nearly anything
-        reason = "cut short, damaged, or not what torch.save(G.state_dict(), PATH) writes"
+        reason = "cut short, damaged, or no state dict that torch.save wrote"
     raise SystemExit(f"{path}: cannot be read: {reason}")
 
 
@@ -735,7 +735,7 @@ def open_data(data, size, cache):
     """The Source of a data name or a path; raises what is wrong with it."""
     path = Path(data).expanduser()
     if data in NAMES and path.exists():
-        print(f"{data}: the data set of that name; ./{data} is the folder")
+        print(f"{data}: the data set of that name; ./{data} is yours")
     if data == "sprites":
         kinds = np.arange(2048) % len(SPRITES)
         return Source("sprites 3", range(2048), kinds, list(SPRITES), partial(sprite, size))
@@ -773,7 +773,7 @@ def open_array(path):
     """The Source of an .npy or .npz: uint8 (N, H, W, 3) or grey (N, H, W), and perhaps labels."""
     arrays = np.load(path, mmap_mode="r", allow_pickle=False)
     arrays = {"images": arrays} if isinstance(arrays, np.ndarray) else dict(arrays)
-    images = arrays.get("images", max(arrays.values(), key=np.size))
+    images = arrays.get("images", max(arrays.values(), key=lambda a: (a.ndim, a.size)))
     labels = arrays.get("labels", np.zeros(len(images), int))
     grey = images.ndim == 3 and images.shape[2] > 3  # not a single image (H, W, 3)
     right = images.dtype == np.uint8 and (grey or images.shape[3:] == (3,))

@@ -317,7 +317,7 @@ def read_weights(path):
     except OSError as error:
         reason = error.strerror
     except Exception:  # a damaged file raises nearly anything
-        reason = "cut short, damaged, or not what torch.save(G.state_dict(), PATH) writes"
+        reason = "cut short, damaged, or no state dict that torch.save wrote"
     raise SystemExit(f"{path}: cannot be read: {reason}")
 
 
@@ -527,7 +527,7 @@ def choose_classes(args, names):
         codes = torch.eye(len(names))[[names.index(name) for name in chosen]]
     if not names:
         return [""], torch.zeros(1, 0)  # one class, without a name or a code
-    print(f"classes, by turns: {', '.join(chosen)}")
+    print(f"classes: {', '.join(chosen)}")
     return chosen, codes
 
 

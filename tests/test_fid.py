@@ -462,7 +462,7 @@ def test_classes_come_by_turns_and_are_measured_apart(light, capsys):
     write("pair/cat", noise(3, 1))
     write("pair/dog", noise(4, 9))
     run("real pair --per-class")
-    assert "    cat: left out (N 1 against 9); --allow-few takes" in capsys.readouterr().out
+    assert "    cat: too few images (N 1 against 9); --allow-few" in capsys.readouterr().out
 
 
 def test_the_curve_of_snapshots_and_run_folders_and_without_matplotlib_its_table_alone(

@@ -258,7 +258,7 @@ def test_other_pictures_are_of_the_first_class_and_one_that_is_not_there_is_name
         names, onehots = interpolate.choose_classes(args, ["cat", "dog", "ship"])
         assert names == ["dog"]
         assert onehots.tolist() == [[0, 1, 0]]
-        assert capsys.readouterr().out == "classes, by turns: dog\n"
+        assert capsys.readouterr().out == "classes: dog\n"
     with pytest.raises(SystemExit, match=r"^g.pt: its classes are cat \('dog' is not in"):
         interpolate.choose_classes(args, ["cat"])
 
@@ -502,7 +502,7 @@ LARGE_KERNEL = examples_generator(kernel=5).state_dict()
 
 
 @pytest.mark.parametrize("saved, words", [
-    ({"main.0.weight": Hostile()}, "not what torch.save(G.state_dict(), PATH) writes"),
+    ({"main.0.weight": Hostile()}, "no state dict that torch.save wrote"),
     ({"G_ema": None, "script": "dcgan.py"}, "no tensor main.0.weight in G"),
     ({"netG": STATE, "ema": STATE}, "(it holds several; --key takes one of netG, ema)"),
     ({"main.0.weight": HUGE}, "main.0 is no convolution"),
@@ -522,7 +522,7 @@ def test_what_is_no_generator_is_refused_in_one_line(G, saved, words):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_file_that_is_no_state_dict_is_refused(G):
-    damaged = "cut short, damaged, or not what torch.save"
+    damaged = "cut short, damaged, or no state dict that torch.save wrote"
     Path("cut.pt").write_bytes(Path("g.pt").read_bytes()[:3000])
     assert damaged in refusal("cut.pt")
     Path("pickle.pt").write_bytes(pickle.dumps(Hostile()))

@@ -60,13 +60,14 @@ def watch(script, epochs, snapshots):
 def log_cost(size, rows):
     """Milliseconds in which a log of so many rows and bytes is made and written, as trainers do."""
     sys.path.insert(0, str(ROOT))
-    from dcgan import atomic_write
+    from dcgan import atomic
 
     row = {name: 0.123456789012345 for name in "abcdefgh"}
     began = time.process_time()
     for _ in range(5):
         table = "".join(",".join(map(str, row.values())) + "\n" for _ in range(rows)).encode()
-        atomic_write("log.csv", lambda file, table=table: file.write(table[:size]))
+        with atomic("log.csv") as file:
+            file.write(table[:size])
     return (time.process_time() - began) / 5 * 1000
 
 
