@@ -42,9 +42,6 @@ Departures from the paper
        and at every 500th; the paper's algorithm does not, nor does this.
 
 The paper ends where "Training loop" begins; from there on the three trainers share nearly all code.
-
-Measured by tests/benchmarks/train_speed.py on two cores of an AMD EPYC with AVX-512 bfloat16, torch
-2.14.1, images/s at 32x32: dcgan.py 713, wgan.py 1,001, wgan_gp.py 744.
 """
 
 import argparse

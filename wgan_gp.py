@@ -41,9 +41,6 @@ Departures from the paper
     3. 100 epochs of CIFAR-10 are 15,600 generator updates; the paper's models train for longer.
 
 The paper ends where "Training loop" begins; from there on the three trainers share nearly all code.
-
-Measured by tests/benchmarks/train_speed.py on two cores of an AMD EPYC with AVX-512 bfloat16, torch
-2.14.1, images/s at 32x32: dcgan.py 713, wgan.py 1,001, wgan_gp.py 744.
 """
 
 import argparse
