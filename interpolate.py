@@ -476,7 +476,9 @@ def parse_args(argv=None):
     if args.kind == "interpolation" and len(args.seeds) < 2:
         parser.error("--seeds: takes two or more")
     args.checkpoint = args.checkpoint.expanduser()
-    run = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
+    run = args.checkpoint
+    if not run.is_dir():
+        run = run.parent
     if run.name == "snapshots":
         run = run.parent
     if args.out is None:
