@@ -172,9 +172,10 @@ class Discriminator(nn.Module):
     """Images (B, 3, size, size) in [-1, 1] -> logits (B,): above 0 is "real".
 
     The generator's mirror image. `act` is "leaky" (slope 0.2) or "relu", `norm` "batch", "none" or
-    "spectral" (of the weights). If `classes`, their number, is not 0, the logit also judges whether
-    an image fits its class y, one-hot (B, classes): the projection of Miyato and Koyama (2018,
-    arXiv 1802.05637, equation 3).
+    "spectral" (of the weights).
+
+    If `classes`, their number, is not 0, the output also judges whether an image fits its class y,
+    one-hot (B, classes): the projection of Miyato and Koyama (2018, arXiv 1802.05637, equation 3).
     """
 
     def __init__(self, size=32, width=64, norm="batch", act="leaky", classes=0):

@@ -190,8 +190,9 @@ class Critic(nn.Module):
     """Images (B, 3, size, size) in [-1, 1] -> scores (B,): higher is more real, without a sigmoid.
 
     The generator's mirror image, with LeakyReLU(0.2). `norm` is "batch" or "none"; or "spectral",
-    or a number in (0, 1]: the largest stable rank of a weight, as a share of its rank. If
-    `classes`, their number, is not 0, the score also judges whether an image fits its class y,
+    or a number in (0, 1]: the largest stable rank of a weight, as a share of its rank.
+
+    If `classes`, their number, is not 0, the output also judges whether an image fits its class y,
     one-hot (B, classes): the projection of Miyato and Koyama (2018, arXiv 1802.05637, equation 3).
     """
 

@@ -151,9 +151,10 @@ class Critic(nn.Module):
     """Images (B, 3, size, size) in [-1, 1] -> scores (B,): higher is more real, without a sigmoid.
 
     The generator's mirror image, with LeakyReLU(0.2) and without a norm: a batch norm would make
-    a sample's score, and so its gradient, depend on its batch. If `classes`, their number, is not
-    0, the score also judges whether an image fits its class y, one-hot (B, classes): the projection
-    of Miyato and Koyama (2018, arXiv 1802.05637, equation 3).
+    a sample's score, and so its gradient, depend on its batch.
+
+    If `classes`, their number, is not 0, the output also judges whether an image fits its class y,
+    one-hot (B, classes): the projection of Miyato and Koyama (2018, arXiv 1802.05637, equation 3).
     """
 
     def __init__(self, size=32, width=64, classes=0):
