@@ -16,7 +16,7 @@ data/spirits then holds each picture once, and manifest.jsonl; data/spirits-cont
 first 2,500. The same command continues after Ctrl-C, a crash or failures; whole pictures stay.
 
 robots.txt is obeyed (RFC 9309, Crawl-delay), also after a redirect. 408, 429, 5xx and time-outs
-bring a pause, of Retry-After or of 1, 2, 4, 8 s; 10 failures in a row, 404 and 410 aside, end it.
+bring a pause, of Retry-After or of 1, 2, 4, 8, 16 s; 10 failures in a row, 404s aside, end it.
 """
 
 import argparse
@@ -26,7 +26,6 @@ import io
 import json
 import os
 import re
-import signal
 import sys
 import threading
 import time
@@ -97,11 +96,12 @@ def scrape(pictures, records, web, args, failed):
                     print(f"{counts.total():,} of {len(missing):,}")
                 if body:
                     records[record["url"]] = record
+                    failures_in_a_row = 0
                 else:
                     print(f"{record['url']}: {' '.join(record['status'].split())}")
                     failed.append(record["url"])
-                dead = record["status"].startswith(("HTTP Error 404", "HTTP Error 410"))
-                failures_in_a_row = 0 if body or dead else failures_in_a_row + 1
+                    if not record["status"].startswith(("HTTP Error 404", "HTTP Error 410")):
+                        failures_in_a_row += 1
                 if failures_in_a_row == MAX_FAILURES:
                     raise SystemExit(f"stopped after {MAX_FAILURES} failures in a row")
     finally:
@@ -259,11 +259,13 @@ def get(web, url):
             status = getattr(error, "code", 500)  # where there is none, the network failed
             with suppress(AttributeError):  # an HTTPError holds an open answer
                 error.close()
-            if attempt == RETRIES or status not in RETRIED or "CERTIFICATE" in str(error):
+            if status not in RETRIED or "CERTIFICATE" in str(error):
                 raise
             seconds = seconds_to_wait(error, attempt)
+            web.due = max(web.due, time.monotonic() + seconds)  # of other pictures, too
+            if attempt == RETRIES:
+                raise
             print(f"{url}: {error}; waiting {seconds:.0f} s", file=sys.stderr)
-            web.due = max(web.due, time.monotonic() + seconds)
 
 
 def seconds_to_wait(error, attempt):
@@ -438,12 +440,11 @@ def build_parser():
     add("--follow", action="store_true", help="pages that rel=next leads to are scraped, too")
     add("--limit", type=int, default=10**9, help="number of pictures (default: all)")
     add("--min-side", type=int, help="shorter side to exceed, in px (default 32; 0 with --select)")
-    add = parser.add_argument_group("limits").add_argument
+    add = parser.add_argument_group("limits and output").add_argument
     add("--delay", type=float, default=1.0, help="seconds between a worker's requests (default 1)")
     add("--workers", type=int, default=2, help="number of connections (default 2)")
     add("--timeout", type=float, default=30, help="seconds of silence before a retry (default 30)")
     add("--max-file", type=float, default=32, help="largest file in MB (default 32)")
-    add = parser.add_argument_group("output").add_argument
     add("--out", default="data/spirits", help="folder of the pictures (default data/spirits)")
     add("--dry-run", action="store_true", help="list the pictures; fetch and write none")
     return parser
@@ -489,10 +490,11 @@ def main(argv=None):
 if __name__ == "__main__":
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(errors="replace")  # a console may lack a letter
-        if hasattr(signal, "SIGPIPE"):
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the script
     try:
         main()
+        print(end="", flush=True)
+    except BrokenPipeError:  # of `| head`
+        os._exit(1)
     except KeyboardInterrupt:
         print("stopped; the same command continues")
         sys.exit(130)
