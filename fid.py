@@ -709,7 +709,7 @@ def state_dicts(tree, first, path=""):
 def read_weights(path):
     """What torch.save wrote to a file, on the CPU, without running code from it."""
     path = Path(path).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "checkpoint.pt"
     try:
         with warnings.catch_warnings():  # about TorchScript and pickle protocols
@@ -936,7 +936,7 @@ def build_parser():
     add("--weights", "", "file of Inception weights in pytorch-fid's names, not the download")
     add("--batch-size", 0, "images a pass, 256 at most; 0 is 128, on a CPU 4 (8 in bf16)")
     add("--device", "auto", "cpu, cuda, cuda:1 or mps")
-    kinds = "number format; tf32 (on a GPU) and bf16 are faster and shift the result a little"
+    kinds = "number format; tf32 (on a GPU) and bf16 (where native) are faster, but less exact"
     add("--precision", "fp32", kinds, choices=("fp32", "tf32", "bf16"))
     return parser
 

@@ -5,7 +5,7 @@
 """Explore a generator's latent space: interpolation, arithmetic, directions, samples.
 
 A generator G makes an image of a latent z ~ N(0, I). z_k, of seed k, gives the same image on every
-device, in any batch and in cell k of a trainer's grids, but for a rare pixel one level off.
+device and in any batch, but for a rare pixel one level off.
 
     interpolation  G(z) for z on the arc from z_a to z_b, at equal angles
     arithmetic     G(mean(z_3, z_5, z_8) - z_17 + z_42)          Radford et al. (arXiv 1511.06434)
@@ -308,7 +308,7 @@ def state_dicts(tree, first, path=""):
 def read_weights(path):
     """What torch.save wrote to a file, on the CPU, without running code from it."""
     path = Path(path).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "checkpoint.pt"
     try:
         with warnings.catch_warnings():  # about TorchScript and pickle protocols
@@ -437,7 +437,7 @@ def build_parser():
     add = group.add_mutually_exclusive_group().add_argument
     add("--between", nargs=2, metavar="NAME", help="from class to class, a seed per row")
     add("--arithmetic", type=expression, metavar="SUM", help='seeds and means: "(3,5)-17+0.5*42"')
-    add("--traverse", type=int, metavar="SEED", help="directions that change a seed's image most")
+    add("--traverse", type=int, metavar="SEED", help="a seed along the directions that move G most")
     add("--samples", type=int, metavar="N", help="images of seeds 0 to N-1")
     add = parser.add_argument_group("picture").add_argument
     add("--seeds", type=seed_list, help="seeds to go through, such as 3,17,40-42 (default 0-5)")
@@ -477,7 +477,7 @@ def parse_args(argv=None):
         parser.error("--seeds: takes two or more")
     args.checkpoint = args.checkpoint.expanduser()
     run = args.checkpoint
-    if not run.is_dir():
+    if not os.path.isdir(run):
         run = run.parent
     if run.name == "snapshots":
         run = run.parent
@@ -487,7 +487,7 @@ def parse_args(argv=None):
     args.format = args.out.suffix.lower()
     formats = {"arithmetic": [".png"], "samples": [".png", ".npz", "a folder"]}
     formats = formats.get(args.kind, [".png", ".gif", ".webp"])
-    if args.samples and (not args.format or args.out.is_dir()):
+    if args.samples and (not args.format or os.path.isdir(args.out)):
         args.format = "a folder"
     if args.format not in formats:
         parser.error(f"--out {args.out}: takes {', '.join(formats)}")

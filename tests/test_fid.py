@@ -40,6 +40,7 @@ class Light:
 
     def __init__(self, weights, dims=64, device="cpu", dtype=None):
         self.device, self.float64_device = torch.device(device), device
+        Light.dtype = dtype
         self.matrix = torch.randn(192, dims, generator=torch.Generator().manual_seed(0))
 
     def __call__(self, images):
@@ -255,6 +256,7 @@ def test_kid_is_that_of_torch_fidelity_and_unbiased_over_random_subsets_of_both(
     assert abs(mean - whole) < 3 * std / 200**0.5
     assert 0.1 * whole < std < 10 * whole
     assert fid.kid(x, y, subsets=200, subset_size=20) == (mean, std)
+    assert fid.kid.__defaults__ == (100, 1000)  # in measuring.md
     _, std = fid.kid(x[:20], y, subsets=3)
     assert std > 0  # of y's subsets
 
@@ -568,6 +570,7 @@ def test_reals_statistics_are_kept_until_something_changes(light, monkeypatch, c
     assert Light.seen == 19 + 14
     run("real fake --size 8")
     run("real fake --precision bf16")
+    assert Light.dtype == torch.bfloat16
     run("real fake", dims=192)
     torch.save([], "w.pth")
     run("real fake")

@@ -532,6 +532,7 @@ def test_a_file_that_is_no_state_dict_is_refused(G):
     torch.jit.script(nn.Linear(2, 3)).save("script.pt")
     assert damaged in refusal("script.pt")
     assert refusal("none.pt").startswith("none.pt: cannot be read: No such file")
+    assert "cannot be read: " in refusal("a" * 300)  # too long
     assert not Path("hostile-code-ran").exists()
 
 
