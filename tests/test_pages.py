@@ -13,6 +13,8 @@ import torch
 import torchvision
 from PIL import Image
 
+import wgan_gp
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 TRAINERS = ("dcgan.py", "wgan.py", "wgan_gp.py")
@@ -102,6 +104,17 @@ def run(script, *words):
 def test_every_command_of_a_page_runs(page, workplace):
     for script, *words in commands(page):
         run(script, *words)
+
+
+def test_the_python_of_readme_runs(workplace, monkeypatch):
+    main = wgan_gp.main
+    monkeypatch.setattr(wgan_gp, "Critic", wgan_gp.Critic)  # which README replaces
+    monkeypatch.setattr(wgan_gp, "main", lambda words: main([*words, *TOY, "1"]))
+    run("dcgan.py", "--data", "photos")  # without classes
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL):
+        exec(block, {})
+    assert Path("runs/mine/checkpoint.pt").exists() and Path("grid.png").exists()
 
 
 def test_pages_have_commands():
