@@ -35,7 +35,6 @@ import json
 import os
 import re
 import runpy
-import signal
 import sys
 import warnings
 from collections import OrderedDict
@@ -576,9 +575,9 @@ def main(argv=None):
 if __name__ == "__main__":
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
-        if hasattr(signal, "SIGPIPE"):
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the script
     try:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # of `| head`
+        os._exit(1)

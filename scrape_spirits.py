@@ -489,12 +489,11 @@ def main(argv=None):
 
 if __name__ == "__main__":
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(errors="replace")  # a console may lack a letter
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
     try:
         main()
-        print(end="", flush=True)
-    except BrokenPipeError:  # of `| head`
-        os._exit(1)
     except KeyboardInterrupt:
         print("stopped; the same command continues")
         sys.exit(130)
+    except BrokenPipeError:  # of `| head`
+        os._exit(1)

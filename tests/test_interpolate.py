@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import runpy
-import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -582,6 +581,5 @@ def test_a_console_that_lacks_a_letter_ends_no_run_from_standard_input(G, monkey
     console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "argv", ["-", "gé→.pt", "--samples", "1"])
     monkeypatch.setattr(sys, "stdout", console)
-    monkeypatch.delattr(signal, "SIGPIPE", raising=False)  # this process keeps its own
     exec(Path(SCRIPT).read_text(encoding="utf-8"), {"__name__": "__main__"})  # without __file__
     assert b"g??.pt: " in console.buffer.getvalue()
