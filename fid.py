@@ -86,7 +86,7 @@ WORLD = int(os.environ.get("WORLD_SIZE", 1))  # its number of processes
 
 PUBLISHED = "6726825d"  # first digits of the published file's sha256
 FILE = f"pt_inception-2015-12-05-{PUBLISHED}.pth"
-WEIGHTS = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
+URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 LAYERS = {64: "maxpool1", 192: "maxpool2", 768: "Mixed_6e", 2048: "Mixed_7c"}  # by width
 
 
@@ -137,12 +137,12 @@ def layout(device):
 
 
 def load_inception(args, device):
-    """The Inception network; sha256 has the first digits of its file's. With --is it has fc, the
-    last layer's weights (1008, 2048), without the bias, as in the code of Salimans et al."""
+    """The Inception network, with sha256, the first digits of its file's; with --is also with fc,
+    the last layer's weights (1008, 2048), without the bias, as in the code of Salimans et al."""
     path = Path(args.weights or f"{torch.hub.get_dir()}/checkpoints/{FILE}")
     if not args.weights and not path.exists():
-        with one_line(f"{WEIGHTS}: download failed; put it at {path}, or use --weights"):
-            torch.hub.load_state_dict_from_url(WEIGHTS, check_hash=True, weights_only=True)
+        with one_line(f"{URL}: download failed; put it at {path}, or use --weights"):
+            torch.hub.load_state_dict_from_url(URL, check_hash=True, weights_only=True)
     weights = read_weights(path)
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     with one_line(f"{path}: not the Inception weights for these flags"):
@@ -228,17 +228,17 @@ def prdc(real, fake):
     (Naeem et al. 2020, arXiv 2002.09797).
     """
     real, fake = real.double(), fake.double()
-    near_real, _ = neighbours(real, real, 6)  # the first is the image itself
-    near_fake, _ = neighbours(fake, fake, 4)
+    real_radii, _ = neighbours(real, real, 6)  # column k: to the k-th neighbour; 0 is the image
+    fake_radii, _ = neighbours(fake, fake, 4)
     precise, dense = 0, 0  # sums over the fakes
-    recalled = covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for part, radii in zip(fake.split(1024), near_fake[:, 3, None].split(1024)):
+    recalled, covered = False, False  # of each real image, so far
+    for part, radii in zip(fake.split(1024), fake_radii[:, 3, None].split(1024)):
         distances = torch.cdist(part, real)  # (1024, N)
-        inside = distances <= near_real[:, 5]
-        precise += (distances <= near_real[:, 3]).any(1).sum().item()
-        recalled = recalled | (distances <= radii).any(0)
+        inside = distances <= real_radii[:, 5]
+        precise += (distances <= real_radii[:, 3]).any(1).sum().item()
+        recalled = (distances <= radii).any(0) | recalled
         dense += inside.sum().item()
-        covered = covered | inside.any(0)
+        covered = inside.any(0) | covered
     return {
         "precision": precise / len(fake),
         "recall": recalled.double().mean().item(),
@@ -259,27 +259,28 @@ def neighbours(x, y, k):
 
 # ---- Sets of images ------------------------------------------------------------------------------
 
-# REAL or a FAKE. path; n, number of images or "unknown"; key, which changes with the images; labels
-# (n,), indices into classes, a list of names; pixels(numbers), which reads those images as a list
-# of uint8 (3, H, W), or None for statistics; info, load_generator's dict or {}. Once measured: mu
-# (d,) and root (any, d), float64, root^T root = covariance; where a flag needs them, features
-# (n, d), float32, and numbers (n,), which image each row is of. Rows are in the order of the
-# images' hashes, so that no random subset depends on the names of files.
+# REAL or a FAKE. n: number of images, or "unknown". key: changes with the images. classes: names.
+# labels (n,): indices into classes. pixels(numbers): reads those images, a list of uint8 (3, H, W);
+# None for statistics. info: load_generator's dict, or {}. Once measured, mu (d,) and root (any, d),
+# float64: root^T root is the covariance. Where a flag needs them, features (n, d), float32, and
+# numbers (n,): which image each row is of. Rows are in the order of the images' hashes, so that no
+# random subset depends on the names of files.
 FIELDS = "path n key labels classes pixels info mu root features numbers"
 Set = namedtuple("Set", FIELDS, defaults=[None] * 11)
 
 
 def open_sets(args, device):
     """The Sets of REAL and of the FAKEs. REAL is opened last, since a generator sets args.size."""
-    *fakes, real = [open_set(path, args, device) for path in (*args.fake, args.real)]
+    fakes = [open_set(path, args, device) for path in args.fake]
+    real = open_set(args.real, args, device)
     sets = [real, *fakes]
     for images in sets:
         if images.n != "unknown":
             check_number(images.path, images.n, args)
-    # of each set's first image
-    shapes = {images.pixels([0])[0].shape[1:] for images in sets if images.pixels}
-    if len(shapes) > 1 and args.size is None:
-        print(f"images differ in size: {shapes}; --size 64 would crop and resize all to 64x64")
+    # (H, W) of each set's first image
+    sizes = {images.pixels([0])[0].shape[1:] for images in sets if images.pixels}
+    if len(sizes) > 1 and args.size is None:
+        print(f"images differ in size: {sizes}; --size 64 would crop and resize all to 64x64")
     if args.plot and None in [fake.info.get("step") for fake in fakes]:
         raise SystemExit("--plot: takes run folders and snapshots of the trainers as FAKE")
     return real, fakes
@@ -316,14 +317,14 @@ def open_generator(path, args, device):
         args.size = info["size"]
         print(f"images are made {args.size}x{args.size}, as the generator's; --size 0 keeps sizes")
     G.to(device, memory_format=layout(device))
-    classes = info["classes"] or [path]
+    classes = info["classes"] or [path]  # without classes all images are of one, named by the path
     labels = np.arange(args.n) % len(classes)
-    codes = torch.eye(len(classes))
+    onehots = torch.eye(len(classes))
 
     def pixels(numbers):
         z = latents([args.seed + i for i in numbers], info["z_dim"])
         if info["classes"]:
-            z = torch.cat([z, codes[labels[numbers]]], 1)
+            z = torch.cat([z, onehots[labels[numbers]]], 1)
         return [to_rgb(to_pil_image(image), args.size) for image in sample(G, z, len(z))]
 
     file = Path(path, "checkpoint.pt") if os.path.isdir(path) else Path(path)
@@ -348,8 +349,8 @@ def measure(images, net, args):
     if images.mu is not None:
         return images
     blocks = torch.arange(RANK * images.n // WORLD, (RANK + 1) * images.n // WORLD).split(256)
-    if tqdm and RANK == 0:
-        blocks = tqdm(blocks, unit="256 images", disable=None)
+    if tqdm and RANK == 0 and sys.stderr:
+        blocks = tqdm(blocks, unit="256 images", disable=None)  # None: shown on a terminal only
     keep = needs_features(images.path, args)
     total, features, hashes = 0, [], []
     for block in blocks:
@@ -481,7 +482,8 @@ def per_class(real, fake, args):
 
 def features_of(name, images):
     """The features (n, d) of the images of one class."""
-    return images.features[np.take(images.classes, images.labels)[images.numbers] == name]
+    labels = np.take(images.labels, images.numbers)  # of the rows
+    return images.features[np.take(images.classes, labels) == name]
 
 
 def nearest(real, fake, args):
@@ -727,6 +729,7 @@ NAMES = ("sprites", "cifar10", "stl10")
 SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # none runs a program
 FORMATS = [kind for kind in FORMATS if kind in Image.registered_extensions().values()]
+# key: changes with the images; items: their names in messages; labels: indices into classes
 Source = namedtuple("Source", "key items labels classes read")  # read(i): the i-th PIL image
 
 
@@ -775,8 +778,8 @@ def open_array(path):
     images = arrays.get("images", max(arrays.values(), key=lambda a: (a.ndim, a.size)))
     labels = arrays.get("labels", np.zeros(len(images), int))
     grey = images.ndim == 3 and images.shape[2] > 3  # not a single image (H, W, 3)
-    right = images.dtype == np.uint8 and (grey or images.shape[3:] == (3,))
-    if not right or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+    valid = images.dtype == np.uint8 and (grey or images.shape[3:] == (3,))
+    if not valid or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(
             f"images {images.dtype} {images.shape}, labels {labels.dtype} {labels.shape}: not "
             "uint8 (N, H, W, 3) or (N, H, W) and int (N,). Try (255 * x).round().astype('uint8') "
@@ -806,11 +809,12 @@ def open_folder(path):
     the folders at the first level where the paths differ."""
     if path.is_dir():
         root, names = path.resolve(), []
-        for folder, below, found in os.walk(root, followlinks=True, onerror=print):
-            up = os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents)
-            if up or "checkpoint.pt" in found:  # a link that leads back up, or a run folder
-                below[:], found = [], []  # os.walk enters none of the cleared list
-            names += [Path(folder, name).relative_to(root).as_posix() for name in found]
+        for folder, dirnames, filenames in os.walk(root, followlinks=True, onerror=print):
+            cyclic = os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents)
+            if cyclic or "checkpoint.pt" in filenames:  # a link that leads back up, or a run folder
+                dirnames.clear()  # so that os.walk goes no deeper
+                continue
+            names += [Path(folder, name).relative_to(root).as_posix() for name in filenames]
     else:
         root, names = zipfile.Path(path), zipfile.ZipFile(path).namelist()
     files = []
@@ -823,7 +827,7 @@ def open_folder(path):
         raise ValueError(f"none of the {len(files):,} files in it is an image")
     if len(names) < len(files):
         print(f"{path}: {len(names):,} images, {len(files) - len(names):,} other files")
-    folders = [[*name.split("/")[:-1], "."] for name in names]
+    folders = [[*name.split("/")[:-1], "."] for name in names]  # ".": beside the folders
     level = len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists, not of strings)
     if level == len(folders[0]):  # all images are in one folder
         level = 0
@@ -975,7 +979,7 @@ def main(argv=None):
             args.batch_size = 8 if args.precision == "bf16" else 4
     torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
     torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
-    warnings.filterwarnings("ignore", "The value of the smallest subnormal")  # NumPy notices
+    warnings.filterwarnings("ignore", "The value of the smallest subnormal")  # NumPy's warning
     warnings.filterwarnings("ignore", module="PIL")
     if WORLD > 1:
         join_processes(device)
@@ -1003,7 +1007,7 @@ def main(argv=None):
         print(f"{line}  {fake.path} (N {fake.n}) against {real.path} (N {real.n})")
         if args.per_class:
             row |= per_class(real, fake, args)
-        if args.nearest and not results:
+        if args.nearest and not results:  # the first FAKE
             row |= nearest(real, fake, args)
         results.append({"path": fake.path, "n": fake.n} | fake.info | row)
     if args.json and RANK == 0:

@@ -77,17 +77,14 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 try:
     from tqdm import tqdm
 except ImportError:
-
-    def tqdm(steps, **options):
-        return steps
-
+    tqdm = None
 
 RANK = int(os.environ.get("RANK", 0))  # of this process in a torchrun
 WORLD = int(os.environ.get("WORLD_SIZE", 1))  # its number of processes
-THREADS = torch.get_num_threads()
+THREADS = torch.get_num_threads()  # as the user set them
 MODEL = "wgan_gp.py"  # in checkpoints, whatever this file is called
 FORMAT = 2  # of checkpoints and snapshots
-THIS_FILE = Path(globals().get("__file__", ""))  # which does not exist in `python - < script`
+THIS_FILE = Path(globals().get("__file__", ""))  # no file in a notebook or `python -`
 SCRIPT = THIS_FILE.name if THIS_FILE.is_file() else MODEL
 COLUMNS = ("critic_loss", "g_loss", "wasserstein", "penalty", "grad_norm")  # train_step's values
 # What --data sprites takes instead of the paper's settings
@@ -144,7 +141,7 @@ class Generator(nn.Module):
     def forward(self, z, y=None):
         if y is not None:
             z = torch.cat([z, y], 1)
-        return self.main(z[:, :, None, None]).to(z.dtype)
+        return self.main(z[:, :, None, None]).to(z.dtype)  # not autocast's bfloat16
 
 
 class Critic(nn.Module):
@@ -235,19 +232,6 @@ def train_step(G, critic, opt_G, opt_critic, batches, z_dim, gp_weight):
 # ---- Training loop (same in dcgan.py, wgan.py, wgan_gp.py) ---------------------------------------
 
 
-def new_state(parts, images, classes):
-    """The state of a new run, all of which a checkpoint holds: networks and optimizers by name, the
-    average of G, the sums of the epoch in progress, the number of `images`, and the log's rows."""
-    G_ema = copy.deepcopy(parts["G"]).eval().requires_grad_(False)
-    totals = torch.zeros(len(COLUMNS), device=next(G_ema.parameters()).device)
-    state = SimpleNamespace(images=images, classes=classes, **parts, G_ema=G_ema, totals=totals)
-    state.step = 0  # generator updates
-    state.epoch = 0  # finished epochs
-    state.seconds = 0.0
-    state.log = []
-    return state
-
-
 def optimizer_step(opt, loss):
     """Step opt's parameters down the gradient of `loss`; the other network gets no gradients."""
     parameters = opt.param_groups[0]["params"]
@@ -258,6 +242,19 @@ def optimizer_step(opt, loss):
             dist.all_reduce(p.grad)
             p.grad /= WORLD
     opt.step()
+
+
+def new_state(parts, count, classes):
+    """The state of a new run, all of which a checkpoint holds: networks and optimizers by name, the
+    average of G, the sums of the epoch in progress, the number of images, and the log's rows."""
+    G_ema = copy.deepcopy(parts["G"]).eval().requires_grad_(False)
+    totals = torch.zeros(len(COLUMNS), device=next(G_ema.parameters()).device)
+    state = SimpleNamespace(images=count, classes=classes, **parts, G_ema=G_ema, totals=totals)
+    state.step = 0  # generator updates
+    state.epoch = 0  # finished epochs
+    state.seconds = 0.0
+    state.log = []
+    return state
 
 
 @torch.no_grad()
@@ -276,12 +273,12 @@ def to_input(images, hflip=False):
     return x
 
 
-def run_step(state, train_step, images, onehots, ema_weight, args, bf16):
-    """train_step on uint8 images (n_critic, B, 3, size, size) and onehots (n_critic, B, classes) or
-    Nones. Adds its values to the totals, and updates the EMA."""
-    batches = [(to_input(x, args.hflip), y) for x, y in zip(images, onehots)]
-    # without the cache, which would keep casts of weights from before their update
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+def run_step(state, train_step, real, onehots, ema_weight, args, bf16):
+    """train_step on `real`, uint8 (n_critic, B, 3, size, size), and onehots (n_critic, B, classes)
+    or Nones. Adds train_step's values to the totals, and updates the EMA."""
+    batches = [(to_input(x, args.hflip), y) for x, y in zip(real, onehots)]
+    # autocast's cache would keep casts of weights from before their update
+    with torch.autocast(real.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
         state.totals += train_step(batches=batches)
     update_ema(state.G_ema, state.G, ema_weight)
 
@@ -304,8 +301,8 @@ def capture(step):
 
 @contextmanager
 def catch_signals():
-    """A list that receives Ctrl-C, SIGTERM and SIGHUP as numbers during the block, so that `train`
-    can save first. The same signal a second time has its usual effect."""
+    """A list that gets the number of a Ctrl-C, SIGTERM or (not on Windows) SIGHUP, so that `train`
+    can save first; the same again acts as usual. Handlers and thread count are put back."""
     signals, before = [], {}
 
     def handler(number, frame):
@@ -325,27 +322,27 @@ def catch_signals():
 
 
 def train(state, images, labels, train_step, args, bf16, signals):
-    """Run train_step from state.step to the end of --epochs, or until `signals` has an entry.
-
-    A step reads the same tensors each time (for CUDA graphs); its seed is (seed, step, process)."""
-    device, shape = state.totals.device, (args.n_critic, args.batch_size)
-    shape_here = args.n_critic, args.batch_size // WORLD
-    real = images.new_zeros(*shape_here, *images.shape[1:], device=device)
-    onehots = [None] * args.n_critic
+    """Run train_step from state.step to the end of --epochs, or until `signals` has an entry. Each
+    step reads the same tensors (for CUDA graphs); its seed is (seed, step, process)."""
+    device = state.totals.device
+    n_critic, B = args.n_critic, args.batch_size
+    real = images.new_zeros(n_critic, B // WORLD, *images.shape[1:], device=device)
+    onehots = [None] * n_critic
     if state.classes:
-        onehots = torch.zeros(*shape_here, len(state.classes), device=device)
+        onehots = torch.zeros(n_critic, B // WORLD, len(state.classes), device=device)
     ema_weight = torch.zeros((), device=device)
     step = partial(run_step, state, train_step, real, onehots, ema_weight, args, bf16)
     if device.type == "cuda":  # whose default stream cannot be captured
         torch.cuda.synchronize()
         torch.cuda.set_stream(torch.cuda.Stream())
-    first, begun = state.step, time.perf_counter() - state.seconds  # as if it had never stopped
-    saved = state.seconds
-    hidden = RANK > 0 or not sys.stderr or None  # None: tqdm hides its bar where no terminal is
+    first, saved = state.step, state.seconds
+    begun = time.perf_counter() - state.seconds  # as if it had never stopped
     for epoch in range(state.epoch, args.epochs):
-        order = shuffled_indices(len(images), shape, epoch, args.seed).to(images.device)
-        steps = range(state.step, (epoch + 1) * len(order))
-        for t in tqdm(steps, leave=False, disable=hidden):
+        order = shuffled_indices(len(images), (n_critic, B), epoch, args.seed).to(images.device)
+        steps = range(state.step, (epoch + 1) * len(order))  # what is left of the epoch
+        if tqdm and RANK == 0 and sys.stderr:
+            steps = tqdm(steps, leave=False, disable=None)  # None: shown on a terminal only
+        for t in steps:
             index = order[t % len(order), :, RANK::WORLD]  # (n_critic, B / WORLD)
             real.copy_(images[index])
             if state.classes:
@@ -360,9 +357,9 @@ def train(state, images, labels, train_step, args, bf16, signals):
             step()
             state.step += 1
             state.seconds = time.perf_counter() - begun
-            if device.type == "cpu":  # a GPU is not waited for
+            if device.type == "cpu":  # on a GPU this would wait for the step
                 check_finite([state.totals], state, args)
-            if signals or state.seconds > saved + 600:  # ten minutes ago
+            if signals or state.seconds > saved + 600:  # every ten minutes
                 save(state, args, "checkpoint.pt")
                 saved = state.seconds
                 if signals:
@@ -371,7 +368,7 @@ def train(state, images, labels, train_step, args, bf16, signals):
         check_finite([state.totals], state, args)
         state.seconds = time.perf_counter() - begun
         end_epoch(state, args)
-        if state.epoch == args.epochs or state.seconds > saved + 10:  # not after each short one
+        if state.epoch == args.epochs or state.seconds > saved + 10:  # 10 s apart or more
             save(state, args, "checkpoint.pt")
             saved = state.seconds
 
@@ -414,7 +411,7 @@ def restore(state, checkpoint):
         elif name in ("images", "classes") and value != kept:
             raise ValueError(f"{name}: {kept} before, {value} now")
         else:
-            setattr(state, name, type(value)(kept))
+            setattr(state, name, type(value)(kept))  # an error where it is foreign
 
 
 def save(state, args, name, keys=None):
@@ -504,16 +501,16 @@ def draw_curves(log, path):
         figure.savefig(file, format="png", dpi=110)
 
 
-def write_args(args, device):
+def write_args(args, device_name):
     """Note in the run folder how the run is made: args.json, and a copy of this script."""
     versions = f"python {sys.version}, torch {torch.__version__}, numpy {np.__version__}"
-    facts = {"script": SCRIPT, "args": vars(args), "device": device, "versions": versions}
+    info = {"script": SCRIPT, "args": vars(args), "device": device_name, "versions": versions}
     with one_line(f"--out {args.out}: cannot be written to"):
         for folder in ("", "samples", "snapshots"):
             for leftover in Path(args.out, folder).glob(".*.tmp"):  # of a process that was killed
                 leftover.unlink()
         with atomic(f"{args.out}/args.json", "w") as file:
-            json.dump(facts, file, indent=2)
+            json.dump(info, file, indent=2)
         if THIS_FILE.is_file():
             with atomic(f"{args.out}/{SCRIPT}") as file:
                 file.write(THIS_FILE.read_bytes())
@@ -574,6 +571,7 @@ NAMES = ("sprites", "cifar10", "stl10")
 SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # none runs a program
 FORMATS = [kind for kind in FORMATS if kind in Image.registered_extensions().values()]
+# key: changes with the images; items: their names in messages; labels: indices into classes
 Source = namedtuple("Source", "key items labels classes read")  # read(i): the i-th PIL image
 
 
@@ -589,7 +587,7 @@ def load_data(data, size, classes=None, cache="data"):
     if not set(classes) <= set(source.classes):
         raise SystemExit(f"--classes: {data} has {' '.join(source.classes[:100])}")
     chosen = np.flatnonzero(np.isin(np.take(source.classes, source.labels), classes))
-    key = json.dumps(["decoded 3", source.key, size, classes])
+    key = json.dumps(["decoded 3", source.key, size, classes])  # 3: version of the file's layout
     path = Path(cache, f"decoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.u8")
     if not os.path.exists(path):
         print(f"decoding {data}: {len(chosen):,} images")
@@ -602,7 +600,7 @@ def load_data(data, size, classes=None, cache="data"):
     present, labels = np.unique(labels, return_inverse=True)  # numbered without gaps
     classes = [source.classes[label] for label in present]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, that they are read-only
+        warnings.simplefilter("ignore")  # torch's: the memory is read-only
         images = torch.from_numpy(images)
     return images, torch.from_numpy(labels), classes
 
@@ -620,7 +618,7 @@ def decode(source, chosen, size, file):
         except Exception as error:  # Pillow raises nearly anything on a damaged file
             if getattr(error, "errno", None):  # an error of the disk may be temporary
                 raise SystemExit(f"--data: {source.items[i]} cannot be read ({error})")
-            failed[i] = f"{source.items[i]} ({str(error).split(' <')[0]})"  # without an address
+            failed[i] = f"{source.items[i]} ({str(error).split(' <')[0]})"  # no <_io.BytesIO ...>
             return b""
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
@@ -693,8 +691,8 @@ def open_array(path):
     images = arrays.get("images", max(arrays.values(), key=lambda a: (a.ndim, a.size)))
     labels = arrays.get("labels", np.zeros(len(images), int))
     grey = images.ndim == 3 and images.shape[2] > 3  # not a single image (H, W, 3)
-    right = images.dtype == np.uint8 and (grey or images.shape[3:] == (3,))
-    if not right or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+    valid = images.dtype == np.uint8 and (grey or images.shape[3:] == (3,))
+    if not valid or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(
             f"images {images.dtype} {images.shape}, labels {labels.dtype} {labels.shape}: not "
             "uint8 (N, H, W, 3) or (N, H, W) and int (N,). Try (255 * x).round().astype('uint8') "
@@ -724,11 +722,12 @@ def open_folder(path):
     the folders at the first level where the paths differ."""
     if path.is_dir():
         root, names = path.resolve(), []
-        for folder, below, found in os.walk(root, followlinks=True, onerror=print):
-            up = os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents)
-            if up or "checkpoint.pt" in found:  # a link that leads back up, or a run folder
-                below[:], found = [], []  # os.walk enters none of the cleared list
-            names += [Path(folder, name).relative_to(root).as_posix() for name in found]
+        for folder, dirnames, filenames in os.walk(root, followlinks=True, onerror=print):
+            cyclic = os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents)
+            if cyclic or "checkpoint.pt" in filenames:  # a link that leads back up, or a run folder
+                dirnames.clear()  # so that os.walk goes no deeper
+                continue
+            names += [Path(folder, name).relative_to(root).as_posix() for name in filenames]
     else:
         root, names = zipfile.Path(path), zipfile.ZipFile(path).namelist()
     files = []
@@ -741,7 +740,7 @@ def open_folder(path):
         raise ValueError(f"none of the {len(files):,} files in it is an image")
     if len(names) < len(files):
         print(f"{path}: {len(names):,} images, {len(files) - len(names):,} other files")
-    folders = [[*name.split("/")[:-1], "."] for name in names]
+    folders = [[*name.split("/")[:-1], "."] for name in names]  # ".": beside the folders
     level = len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists, not of strings)
     if level == len(folders[0]):  # all images are in one folder
         level = 0
@@ -868,7 +867,7 @@ def parse_args(argv=None, earlier=None):
     if argv is None and sys.argv[0].endswith("kernel_launcher.py"):  # a notebook's own flags
         argv = []
     parser = build_parser()
-    args = parser.parse_args(argv, argparse.Namespace(**(earlier or {})))
+    args = parser.parse_args(argv, argparse.Namespace(**(earlier or {})))  # in place of defaults
     if args.data == "sprites" and not earlier:
         parser.set_defaults(**DEMO)
         args = parser.parse_args(argv)
@@ -882,7 +881,7 @@ def parse_args(argv=None, earlier=None):
     decays = [args.ema, *getattr(args, "betas", [])]
     if not all(0 <= decay < 1 for decay in decays):
         parser.error("--ema and --betas: must be in [0, 1)")
-    if args.batch_size % WORLD and (earlier or not args.resume):  # --resume: in the second call
+    if args.batch_size % WORLD and (earlier or not args.resume):  # --resume: main's second call
         parser.error(f"--batch-size {args.batch_size}: must be a multiple of {WORLD} processes")
     try:
         base_resolution(args.size)
@@ -904,7 +903,7 @@ def build(args, classes, device):
     mps, cuda = device.type == "mps", device.type == "cuda"
     for net in (G, critic):
         net.to(device, memory_format=torch.contiguous_format if mps else torch.channels_last)
-    lr = torch.tensor(args.lr, device=device if cuda else "cpu")
+    lr = torch.tensor(args.lr, device=device if cuda else "cpu")  # which --lr-decay fills
     options = {"lr": lr, "betas": tuple(args.betas), "capturable": cuda, "fused": not mps}
     opt_G = torch.optim.Adam(G.parameters(), **options)
     opt_critic = torch.optim.Adam(critic.parameters(), **options)
@@ -935,7 +934,7 @@ def set_up_device(args):
         name = torch.cuda.get_device_name(device)
         bf16 = torch.cuda.get_device_capability(device)[0] >= 8
     elif device.type == "cpu":
-        torch.set_num_threads(1 if args.data == "sprites" else THREADS)  # small networks gain none
+        torch.set_num_threads(1 if args.data == "sprites" else THREADS)  # sprites gain no speed
         torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
         warnings.filterwarnings("ignore", "The value of the smallest subnormal")  # NumPy's warning
         name = f"cpu (threads: {torch.get_num_threads()})"
@@ -999,9 +998,9 @@ def main(argv=None):
         else:
             classes = []
         if device.type == "cuda" and images.numel() < torch.cuda.mem_get_info()[0] // 2:
-            images, labels = images.to(device), labels.to(device)
+            images, labels = images.to(device), labels.to(device)  # half of its free memory
         torch.manual_seed(args.seed)
-        parts, step = build(args, len(classes), device)
+        parts, train_step = build(args, len(classes), device)
         state = new_state(parts, len(images), classes)
         if checkpoint:
             with one_line(f"{path}: does not fit this run"):
@@ -1015,7 +1014,7 @@ def main(argv=None):
             if not checkpoint:
                 save(state, args, "checkpoint.pt")
             with catch_signals() as signals:
-                train(state, images, labels, step, args, bf16, signals)
+                train(state, images, labels, train_step, args, bf16, signals)
             print(f'done in {state.seconds:,.0f} s; next: python interpolate.py "{args.out}"')
         if WORLD > 1:
             dist.destroy_process_group()
@@ -1032,5 +1031,5 @@ if __name__ == "__main__":
         os._exit(1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "alloc" not in str(error).lower():
-            raise
+            raise  # torch says "allocate", of a CPU's memory and of a GPU's
         sys.exit("out of memory: try a smaller --batch-size, --size, --g-width or --d-width")

@@ -112,7 +112,7 @@ def main():
                 with source.read((i * step + start) % len(source.items)) as image:
                     pixels = fid.to_rgb(image).transpose(1, 2, 0)
                 Image.fromarray(pixels).save(folder / side / f"{i}.png")
-        weights = folder / "hub" / "checkpoints" / fid.WEIGHTS.rpartition("/")[2]
+        weights = folder / "hub" / "checkpoints" / fid.URL.rpartition("/")[2]
         weights.parent.mkdir(parents=True)
         torch.save(random_weights(), weights)
         sides = folder / "a", folder / "b"
