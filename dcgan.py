@@ -147,7 +147,7 @@ class Generator(nn.Module):
 
 class SpectralNorm(nn.Module):
     """A layer's weight, as a matrix with one row per output, divided by its largest singular value
-    (Miyato et al. 2018, arXiv 1802.05957, Algorithm 1); a power iteration step in each forward."""
+    (Miyato et al. 2018, arXiv 1802.05957, Algorithm 1); a power iteration in each training pass."""
 
     def __init__(self, weight):
         super().__init__()

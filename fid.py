@@ -647,22 +647,21 @@ def load_generator(path, raw=False, key=None, first="main.0.weight", build=from_
     (B, 1 or 3, H, W) in [-1, 1]. The dict has script, epoch, step (None: not known), z_dim,
     classes (their names), size (H) and weights (which ones, in words).
 
-    `raw` takes a trainer's G instead of G_ema; `key` names one of several state dicts, which may
-    lie at any depth and behind any prefix. build(state dict) returns another network, whose first
-    tensor is called `first`, and its number of inputs, z_dim + classes.
+    `raw` takes a trainer's G instead of G_ema, `key` one of several state dicts. build(state dict)
+    returns a network whose first tensor is called `first`, and its inputs, z_dim + classes.
     """
     tree = read_weights(path)
     with one_line(f"{path}: cannot be used as a generator"):
         info = {name: tree.get(name) for name in ("script", "epoch", "step")}
         info["classes"] = []
         source = "of another program"
-        if build is from_shapes:
-            source += " (assumed: ReLU, batch-norm eps 1e-5, tanh)"
         if info["script"]:
             info["classes"] = list(map(str, tree.get("classes", [])))
             source = f"of {info['script']}, epoch {info['epoch']}"
             if key is None:
                 key = "G_ema" if "G_ema" in tree and not raw else "G"
+        elif build is from_shapes:
+            source += " (assumed: ReLU, batch-norm eps 1e-5, tanh)"
         name, (G, inputs) = find_generator(tree, key, first, build)
         info["z_dim"] = inputs - len(info["classes"])
         images = G(torch.zeros(2, inputs))
@@ -680,7 +679,7 @@ def find_generator(tree, key, first, build):
     generators = {}
     reason = f"no tensor {first} in {key or 'it'}"
     for name, state in state_dicts(tree, first):
-        if key and not f"{name}.".startswith(f"{key}."):
+        if key and not f"{name}.".startswith(f"{key}."):  # a name or how it begins
             continue
         try:
             G, inputs = build(state)

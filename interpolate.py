@@ -57,9 +57,9 @@ def interpolation(a, b, steps, path="slerp"):
     t = torch.linspace(0, 1, steps, dtype=torch.float64)[:, None]
     ends = torch.stack([a, b]).double()
     if path == "lerp":
-        return torch.lerp(ends[0], ends[1], t).to(a.dtype)
-    u, v = nn.functional.normalize(ends, eps=1e-300)
-    across = v - (v @ u) * u  # what of v is at a right angle to u
+        return torch.lerp(*ends, t).to(a.dtype)
+    u, v = nn.functional.normalize(ends, eps=1e-300)  # of length 1; zeros stay zeros
+    across = v - (v @ u) * u  # the part of v orthogonal to u
     angle = torch.atan2(across.norm(), v @ u)
     across = nn.functional.normalize(across, dim=0, eps=1e-300)
     units = torch.cos(t * angle) * u + torch.sin(t * angle) * across
@@ -70,9 +70,9 @@ def interpolation(a, b, steps, path="slerp"):
 def principal_directions(G, z_dim):
     """Unit latents (z_dim, z_dim), one a row; the first changes the first layer's output most."""
     A = first_layer(G)[:, :z_dim]
-    directions = torch.linalg.eigh(A.T @ A).eigenvectors.T.flip(0)
+    directions = torch.linalg.eigh(A.T @ A).eigenvectors.T.flip(0)  # eigh begins with the smallest
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    return (directions * largest.sign()).float()  # largest entry positive: either sign is right
+    return (directions * largest.sign()).float()  # both signs are right: largest entry positive
 
 
 def first_layer(G):
@@ -86,30 +86,32 @@ def first_layer(G):
 
 def latent_rows(args, G, z_dim, names):
     """Yield the latents (columns, z_dim) of each row, and their labels."""
-    blank = [""] * (args.steps - 2)
+    middle = [""] * (args.steps - 2)  # labels of the images between the ends
     if args.samples:
         for seed, name in zip(range(args.samples), cycle(names)):
             yield latents([seed], z_dim), [name]
     elif args.kind == "traverse":
-        z, lengths = latents([args.traverse], z_dim), torch.linspace(-4, 4, args.steps)[:, None]
+        z = latents([args.traverse], z_dim)
+        distances = torch.linspace(-4, 4, args.steps)[:, None]
         for i, direction in enumerate(principal_directions(G, z_dim)[: args.dims], 1):
-            yield z + lengths * direction, [f"direction {i}: -4", *blank, "+4"]
+            yield z + distances * direction, [f"direction {i}: -4", *middle, "+4"]
     elif args.kind == "between":
         for seed in args.seeds:
             z = latents([seed], z_dim).expand(args.steps, -1)
-            yield z, [f"seed {seed} {names[0]}", *blank, names[1]]
+            yield z, [f"seed {seed} {names[0]}", *middle, names[1]]
     else:
         for (a, b), name in zip(pairwise(args.seeds), cycle(names)):
             z = interpolation(*latents([a, b], z_dim), args.steps, args.path)
-            yield z, [f"seed {a} {name}", *blank, f"seed {b}"]
+            yield z, [f"seed {a} {name}", *middle, f"seed {b}"]
 
 
 def arithmetic(terms, z_dim):
-    """Latents (rows, columns, z_dim), and labels (None: blank): a column per term, the seeds of a
-    mean above it, then the result among eight neighbours, +-0.25 away (Radford et al., fig. 7)."""
-    shape = 2 + max(len(seeds) for _, _, seeds, _ in terms), len(terms) + 3
-    z, result = torch.zeros(*shape, z_dim), torch.zeros(z_dim)
-    labels = np.full(shape, None)
+    """Latents (rows, columns, z_dim), and labels (None: no image): a column per term, the seeds of
+    a mean above it, then the result among 8 neighbours, +-0.25 away (Radford et al., fig. 7)."""
+    rows = 2 + max(len(seeds) for _, _, seeds, _ in terms)  # seeds, their mean, a row below it
+    z = torch.zeros(rows, len(terms) + 3, z_dim)
+    labels = np.full(z.shape[:2], None)
+    result = torch.zeros(z_dim)
     for column, (sign, factor, seeds, label) in enumerate(terms):
         parts = latents(seeds, z_dim)
         mean = factor * parts.mean(0)
@@ -134,7 +136,7 @@ def make_inputs(args, G, z_dim, names, onehots):
         rows, labels = zip(*latent_rows(args, G, z_dim, names))
         z = torch.stack(rows)
     y = onehots[torch.arange(len(z)) % len(onehots)][:, None]  # a class per row, by turns
-    if args.kind == "between":
+    if args.kind == "between":  # (steps, classes) instead of (rows, 1, classes)
         y = torch.lerp(onehots[0], onehots[1], torch.linspace(0, 1, args.steps)[:, None])
     return torch.cat([z, y.expand(*z.shape[:2], -1)], 2).flatten(0, 1), labels
 
@@ -151,29 +153,29 @@ def enlarge(image, scale=1):
 def write_picture(path, images, labels):
     """Write rows of images, uint8 (columns, 1 or 3, H, W), below labels, enlarged up to 128 px."""
     columns, _, H, W = images[0].shape
-    scale = max(1, min(128 // max(H, W), 2400 // (columns * W)))
+    scale = max(1, min(128 // max(H, W), 2400 // (columns * W)))  # at most 2,400 px wide
     gap = 4
-    line = 17 if any(map(any, labels)) else 0
+    line = 17 if any(map(any, labels)) else 0  # px for a label above each image, if any has one
     width, height = W * scale + gap, line + H * scale + gap
-    sheet = Image.new("RGB", (gap + columns * width, gap + len(images) * height), "white")
-    font, draw = ImageFont.load_default(13), ImageDraw.Draw(sheet)
-    for top, row, texts in zip(range(gap, sheet.height, height), images, labels):
-        for left, image, text in zip(range(gap, sheet.width, width), row, texts):
+    grid = Image.new("RGB", (gap + columns * width, gap + len(images) * height), "white")
+    font, draw = ImageFont.load_default(13), ImageDraw.Draw(grid)
+    for top, row, texts in zip(range(gap, grid.height, height), images, labels):
+        for left, image, text in zip(range(gap, grid.width, width), row, texts):
             if text is not None:
-                sheet.paste(enlarge(image, scale), (left, top + line))
+                grid.paste(enlarge(image, scale), (left, top + line))
                 while font.getlength(text) > W * scale:
                     text = text[:-1]
                 draw.text((left, top - 1), text, "black", font)
     with atomic(path) as file:
-        sheet.save(file, "PNG")
+        grid.save(file, "PNG")
 
 
 def write_animation(path, images, fps):
     """Write images, uint8 (N, 1 or 3, H, W), as an endless .gif or .webp, about 256 px large."""
     scale = max(1, 256 // max(images.shape[2:]))
     frames = [enlarge(image, scale) for image in images]
-    times = [round(100 * i / min(fps, 50)) * 10 for i in range(len(frames) + 1)]  # ms, 10s for GIF
-    durations = [end - start for start, end in pairwise(times)]
+    times = [round(100 * i / min(fps, 50)) * 10 for i in range(len(frames) + 1)]  # ms, tens for GIF
+    durations = np.diff(times).tolist()
     options = {"save_all": True, "append_images": frames[1:], "loop": 0, "lossless": True}
     with atomic(path) as file:
         frames[0].save(file, path.suffix[1:], duration=durations, **options)
@@ -183,7 +185,7 @@ def write_folder(folder, G, x, batch_size, names):
     """Write G's images of inputs x (N, z_dim + classes) as PNGs, those that are not there yet."""
     weights = [weight.cpu().double().flatten() for weight in G.state_dict().values()]
     content = torch.cat(weights).numpy().tobytes() + "".join(names).encode()
-    digest = hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()  # of generator and classes, for samples.json
     paths = [folder / f"{seed:06}.png" for seed in range(len(x))]
     with one_line(f"--out {folder}: not a folder of these {len(x):,} samples; name another"):
         there = set(folder.glob("[!.]*"))
@@ -203,7 +205,7 @@ def write_folder(folder, G, x, batch_size, names):
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(todo), batch_size):
             seeds = todo[start : start + batch_size]
-            list(pool.map(write, seeds, sample(G, x[seeds], batch_size)))
+            list(pool.map(write, seeds, sample(G, x[seeds], batch_size)))  # list() raises errors
     print(f"{folder}: {len(x):,} images ({len(x) - len(todo):,} were there)")
 
 
@@ -244,22 +246,21 @@ def load_generator(path, raw=False, key=None, first="main.0.weight", build=from_
     (B, 1 or 3, H, W) in [-1, 1]. The dict has script, epoch, step (None: not known), z_dim,
     classes (their names), size (H) and weights (which ones, in words).
 
-    `raw` takes a trainer's G instead of G_ema; `key` names one of several state dicts, which may
-    lie at any depth and behind any prefix. build(state dict) returns another network, whose first
-    tensor is called `first`, and its number of inputs, z_dim + classes.
+    `raw` takes a trainer's G instead of G_ema, `key` one of several state dicts. build(state dict)
+    returns a network whose first tensor is called `first`, and its inputs, z_dim + classes.
     """
     tree = read_weights(path)
     with one_line(f"{path}: cannot be used as a generator"):
         info = {name: tree.get(name) for name in ("script", "epoch", "step")}
         info["classes"] = []
         source = "of another program"
-        if build is from_shapes:
-            source += " (assumed: ReLU, batch-norm eps 1e-5, tanh)"
         if info["script"]:
             info["classes"] = list(map(str, tree.get("classes", [])))
             source = f"of {info['script']}, epoch {info['epoch']}"
             if key is None:
                 key = "G_ema" if "G_ema" in tree and not raw else "G"
+        elif build is from_shapes:
+            source += " (assumed: ReLU, batch-norm eps 1e-5, tanh)"
         name, (G, inputs) = find_generator(tree, key, first, build)
         info["z_dim"] = inputs - len(info["classes"])
         images = G(torch.zeros(2, inputs))
@@ -277,7 +278,7 @@ def find_generator(tree, key, first, build):
     generators = {}
     reason = f"no tensor {first} in {key or 'it'}"
     for name, state in state_dicts(tree, first):
-        if key and not f"{name}.".startswith(f"{key}."):
+        if key and not f"{name}.".startswith(f"{key}."):  # a name or how it begins
             continue
         try:
             G, inputs = build(state)
@@ -464,9 +465,9 @@ def parse_args(argv=None):
     for name, value in vars(args).items():
         if type(value) is int and value < 1 and name != "traverse":
             parser.error(f"--{name.replace('_', '-')} {value}: must be above 0")
-    takers = {"seeds": ["interpolation", "between"], "dims": ["traverse"]}
-    takers |= {"loop": ["interpolation"], "path": ["interpolation"]}
-    for name, kinds in takers.items():
+    used_by = {"seeds": ["interpolation", "between"], "dims": ["traverse"]}
+    used_by |= {"loop": ["interpolation"], "path": ["interpolation"]}
+    for name, kinds in used_by.items():
         if getattr(args, name) != parser.get_default(name) and args.kind not in kinds:
             parser.error(f"--{name}: is for {' and '.join(kinds)}, not for {args.kind}")
     args.seeds = args.seeds or list(range(6))
@@ -485,11 +486,11 @@ def parse_args(argv=None):
     args.out = args.out.expanduser()
     args.format = args.out.suffix.lower()
     formats = {"arithmetic": [".png"], "samples": [".png", ".npz", "a folder"]}
-    formats = formats.get(args.kind, [".png", ".gif", ".webp"])
+    allowed = formats.get(args.kind, [".png", ".gif", ".webp"])
     if args.samples and (not args.format or os.path.isdir(args.out)):
         args.format = "a folder"
-    if args.format not in formats:
-        parser.error(f"--out {args.out}: takes {', '.join(formats)}")
+    if args.format not in allowed:
+        parser.error(f"--out {args.out}: takes {', '.join(allowed)}")
     if args.steps is None:
         args.steps = 9 if args.format == ".png" else 30
     return args
@@ -498,12 +499,12 @@ def parse_args(argv=None):
 # ---- main ----------------------------------------------------------------------------------------
 
 
-def import_generator(code, checkpoint):
+def import_generator(file_and_class, checkpoint):
     """`first` and `build`, for load_generator, of the class in "FILE.py:CLASS". Runs FILE."""
-    file, _, name = os.path.expanduser(code).rpartition(":")
-    saved = read_weights(checkpoint)
-    options = saved["generator"] if "script" in saved else {}
-    del sys.argv[1:]  # which that file might read as its own
+    file, _, name = os.path.expanduser(file_and_class).rpartition(":")
+    tree = read_weights(checkpoint)
+    options = tree["generator"] if "script" in tree else {}  # of a trainer's Generator
+    del sys.argv[1:]  # the flags, which FILE might parse as its own
     sys.path.insert(0, str(Path(file).resolve().parent))  # for modules beside it
     cls = runpy.run_path(file)[name]
 
@@ -520,22 +521,22 @@ def import_generator(code, checkpoint):
 
 
 def choose_classes(args, names):
-    """The names of the classes to show by turns, and their one-hot codes (turns, classes)."""
+    """The names of the classes to show by turns, and their onehots (turns, classes)."""
     chosen = args.between or args.classes or names
     if args.kind in ("arithmetic", "traverse"):
         chosen = chosen[:1]
     with one_line(f"{args.checkpoint}: its classes are {', '.join(names) or 'none'}"):
-        codes = torch.eye(len(names))[[names.index(name) for name in chosen]]
+        onehots = torch.eye(len(names))[[names.index(name) for name in chosen]]
     if not names:
-        return [""], torch.zeros(1, 0)  # one class, without a name or a code
+        return [""], torch.zeros(1, 0)  # one class, without a name or inputs
     print(f"classes: {', '.join(chosen)}")
-    return chosen, codes
+    return chosen, onehots
 
 
 def main(argv=None):
     args = parse_args(argv)
     device = find_device(args.device)
-    network = ()
+    network = ()  # first and build, of --generator
     if args.generator:
         with one_line(f"--generator {args.generator}: not loaded; takes FILE.py:CLASS"):
             network = import_generator(args.generator, args.checkpoint)
@@ -556,7 +557,7 @@ def main(argv=None):
             labels = np.resize(names, (columns, columns))
         if args.format in (".gif", ".webp"):
             x = torch.unique_consecutive(x, dim=0)  # a row may begin where the one before ends
-            if len(x) > 1 and torch.equal(x[0], x[-1]):  # and the whole begins anew
+            if len(x) > 1 and torch.equal(x[0], x[-1]):  # a loop ends as it begins
                 x = x[:-1]
         images = sample(G, x, args.batch_size)
         if args.format == ".png":

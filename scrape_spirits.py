@@ -16,7 +16,7 @@ data/spirits then holds each picture once, and manifest.jsonl; data/spirits-cont
 first 2,500. The same command continues after Ctrl-C, a crash or failures; whole pictures stay.
 
 robots.txt is obeyed (RFC 9309, Crawl-delay), also after a redirect. 408, 429, 5xx and time-outs
-bring a pause, of Retry-After or of 1, 2, 4, 8, 16 s; 10 failures in a row, 404s aside, end it.
+bring a pause, of Retry-After or of 1, 2, 4, 8, 16 s; 10 failures in a row (not 404s) end the run.
 """
 
 import argparse
@@ -46,12 +46,12 @@ RETRIES = 4  # of one request
 RETRIED = {408, 429, *range(500, 600)}  # HTTP status
 BACKOFF = 1.0  # seconds before the first retry; doubled for each further one
 LONGEST_WAIT = 600  # seconds of a pause that a host may ask for
-LONGEST_FILE = 300  # seconds in which a file must have come
+LONGEST_DOWNLOAD = 300  # seconds in which a file must have come
 MAX_FAILURES = 10  # in a row; then the run stops
 ENDINGS = {"PNG": ".png", "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp", "AVIF": ".avif"}
 # a URL that ends like a picture file; with a colon it is a wiki's page about one
 PICTURE_FILE = re.compile(r"(?i)[^?]+/[^/:?]+\.(png|jpe?g|gif|webp|bmp|avif)(\?|$)")
-CANDIDATE = re.compile(r"(?<![^\s,])([^\s,]\S*)\s+(\d+\.?\d*)[wx]\s*(?:,|$)")  # of a srcset
+CANDIDATE = re.compile(r"(?<![^\s,])([^\s,]\S*)\s+(\d+\.?\d*)[wx]\s*(?:,|$)")  # srcset: "a.png 2x"
 VOID = set("area base br col embed hr img input link meta param source track wbr".split())
 
 # ---- Crawl ---------------------------------------------------------------------------------------
@@ -59,17 +59,17 @@ VOID = set("area base br col embed hr img input link meta param source track wbr
 
 def list_pictures(web, args, failed):
     """URLs of the pictures on all pages; those of pages that fail go into `failed`."""
-    pictures, pages = {}, list(args.url)
+    pictures, pages = {}, list(args.url)  # a dict holds each URL once, in order
     while pages and len(pictures) < args.limit:
         url = pages.pop(0)
         failed.append(url)  # until it has been read
         with one_line(url, warn=True):
             body, response = get(web, url)
-            links, following = find_links(decode_page(body, response), response.url, args.select)
+            links, next_page = find_links(decode_page(body, response), response.url, args.select)
             moved = "" if response.url == url else f" -> {response.url}"
             print(f"{url}{moved}: {len(links):,} pictures")
-            if args.follow and following and set(links) - pictures.keys():
-                pages.insert(0, following)  # a page without a new picture is the last
+            if args.follow and next_page and set(links) - pictures.keys():
+                pages.insert(0, next_page)  # a page without a new picture is the last
             pictures.update(dict.fromkeys(links))
             failed.pop()
     if not pictures and not failed:
@@ -101,7 +101,7 @@ def scrape(pictures, records, web, args, failed):
                     print(f"{record['url']}: {' '.join(record['status'].split())}")
                     failed.append(record["url"])
                     if not record["status"].startswith(("HTTP Error 404", "HTTP Error 410")):
-                        failures_in_a_row += 1
+                        failures_in_a_row += 1  # a dead link says nothing of the host
                 if failures_in_a_row == MAX_FAILURES:
                     raise SystemExit(f"stopped after {MAX_FAILURES} failures in a row")
     finally:
@@ -120,12 +120,13 @@ class Page(HTMLParser):
     def __init__(self, html, url, classes):
         super().__init__()
         self.base = url
-        self.following = ""  # the page of rel=next
+        self.next_page = ""  # the URL of rel=next
         self.classes, self.groups = classes, []
         self.rest = defaultdict(list)  # what is in no group
         self.open = [("", self.rest)]  # the open elements: tag, group
         self.sources = ""  # the srcsets of the open <picture>
-        self.feed(re.sub(r"&(?=\w+=)", "&amp;", html.replace("<![", "<!")))  # "&copy=1" is no ©
+        html = html.replace("<![", "<!")  # at "<![" HTMLParser may raise
+        self.feed(re.sub(r"&(?=\w+=)", "&amp;", html))  # "&copy=1" is no ©
 
     def handle_starttag(self, tag, attrs):
         attrs = defaultdict(str, [(name, value) for name, value in attrs if value])
@@ -137,11 +138,11 @@ class Page(HTMLParser):
             self.groups.append(group)
         url = resolve(self.base, attrs["href"])
         if "next" in attrs["rel"].lower().split():
-            self.following = url
+            self.next_page = url
         if tag == "base":
             self.base = url or self.base
         elif tag == "source" and not re.search("avif|jxl|svg", attrs["type"]):
-            self.sources += attrs["srcset"] + ",\n"  # of a format that every Pillow reads
+            self.sources += attrs["srcset"] + ",\n"  # in formats that every Pillow reads
         elif tag == "img":
             attrs["srcset"] = self.sources + attrs["srcset"]
             self.sources = ""
@@ -161,19 +162,20 @@ class Page(HTMLParser):
 
 
 def find_links(html, url, select=None):
-    """(URLs of the pictures, that of the next page or "") of a page."""
+    """The URLs of a page's pictures, each once, and the URL of the next page, or ""."""
     page = Page(html, url, set(select or ["spiritDiv"]))
-    urls = [] if page.groups or select else page.rest["file"] + page.rest["image"]
+    urls = [] if page.groups or select else page.rest["file"] + page.rest["image"]  # whole page
     for group in page.groups:
         urls += group["file"] or group["image"] or group["link"]
-    return list(filter(None, dict.fromkeys(urls))), page.following
+    return list(filter(None, dict.fromkeys(urls))), page.next_page
 
 
 def image_urls(base, attrs):
     """[the largest picture of an <img>] or []: data-... first, the others may be placeholders."""
     for name in ("data-srcset", "data-original", "data-lazy-src", "data-src", "srcset", "src"):
         sizes = {link: float(size) for link, size in CANDIDATE.findall(attrs[name])}
-        largest = max(sizes, key=sizes.get, default=attrs[name].strip(" ,\n").split(",\n")[0])
+        first = attrs[name].strip(" ,\n").split(",\n")[0]  # Page ends a <source> with ",\n"
+        largest = max(sizes, key=sizes.get, default=first)
         url = resolve(base, largest)
         if url and not urlsplit(url).path.lower().endswith(".svg"):
             return [url]
@@ -203,15 +205,15 @@ def resolve(base, link):
 
 
 class Web(BaseHandler):
-    """Rate limit and robots.txt rules of all threads: urllib calls http_request first."""
+    """Rate limit and robots.txt of all threads: urllib calls http_request before each request."""
 
     def __init__(self, args):
         self.args = args
         self.gap = args.delay / args.workers  # seconds between two requests
         self.due = 0.0  # when the next one may start
-        self.rules = {}  # origin: those of its robots.txt
+        self.rules = {}  # origin: [(length, allow, glob), ...]
         self.lock = threading.RLock()
-        self.https_request = self.ftp_request = self.http_request
+        self.https_request = self.ftp_request = self.http_request  # urllib looks for these names
         self.opener = build_opener(self)
         self.opener.addheaders = [("User-Agent", AGENT), ("Accept", "*/*")]
 
@@ -222,7 +224,7 @@ class Web(BaseHandler):
             while (seconds := self.due - time.monotonic()) > 0:
                 if seconds > LONGEST_WAIT:
                     raise ValueError(f"the host asks for a pause of {seconds:,.0f} s")
-                time.sleep(seconds)
+                time.sleep(seconds)  # meanwhile another thread's get may move `due`
             self.due = max(self.due, time.monotonic() + self.gap)
         return request
 
@@ -234,16 +236,16 @@ class Web(BaseHandler):
                 self.rules[origin] = []  # so that robots.txt itself is allowed
                 self.rules[origin], delay = read_robots(self, origin)
                 self.gap = max(self.gap, delay)
-                self.due += delay
+                self.due += delay  # robots.txt was a request, too
         path = unquote(url.removeprefix(origin))
         matching = [rule for rule in self.rules[origin] if fnmatchcase(path, rule[2])]
-        return path == "/robots.txt" or max([(0, True, ""), *matching])[1]  # allow wins ties
+        return path == "/robots.txt" or max([(0, True, ""), *matching])[1]  # longest, then allow
 
     def fetch(self, url):
         """(record, body) of a picture; if it fails, the body is None and the status says why."""
         record = {"url": url, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         try:
-            body, *_ = get(self, url)
+            body, _ = get(self, url)
             return record | inspect(url, body), body
         except Exception as error:
             return record | {"file": None, "sha256": None, "status": str(error)}, None
@@ -257,12 +259,12 @@ def get(web, url):
                 return read_body(response, web.args.max_file), response
         except (OSError, http.client.HTTPException) as error:
             status = getattr(error, "code", 500)  # where there is none, the network failed
-            with suppress(AttributeError):  # an HTTPError holds an open answer
+            with suppress(AttributeError):  # only an HTTPError holds an open response
                 error.close()
             if status not in RETRIED or "CERTIFICATE" in str(error):
                 raise
             seconds = seconds_to_wait(error, attempt)
-            web.due = max(web.due, time.monotonic() + seconds)  # of other pictures, too
+            web.due = max(web.due, time.monotonic() + seconds)  # http_request waits, in all threads
             if attempt == RETRIES:
                 raise
             print(f"{url}: {error}; waiting {seconds:.0f} s", file=sys.stderr)
@@ -280,11 +282,11 @@ def seconds_to_wait(error, attempt):
 
 def read_body(response, megabytes):
     body = bytearray()
-    end = time.monotonic() + LONGEST_FILE
+    end = time.monotonic() + LONGEST_DOWNLOAD
     while chunk := response.read1(1 << 16):
         body += chunk
         if len(body) > megabytes * 1e6 or time.monotonic() > end:
-            raise ValueError(f"more than {megabytes:g} MB (--max-file) or {LONGEST_FILE} s")
+            raise ValueError(f"more than {megabytes:g} MB (--max-file) or {LONGEST_DOWNLOAD} s")
     if response.length:  # bytes that did not come
         raise OSError(f"cut short after {len(body):,} bytes")
     return bytes(body)
@@ -299,15 +301,15 @@ def read_robots(web, origin):
         if getattr(error, "code", None) not in (404, 410):
             print(f"{origin}/robots.txt: {error}; so nothing is allowed")
             text = "User-agent: *\nDisallow: /"
-    groups, names, last = defaultdict(list), [], ""
+    groups, agents, last = defaultdict(list), [], ""
     lines = r"(?im)(?:^|\r)[ \t]*(user-agent|allow|disallow|crawl-delay)[ \t]*:([^#\r\n]*)"
     for key, value in re.findall(lines, text):
         key, value = key.lower(), value.strip()
         if key == "user-agent":
-            names = names if last == key else []  # agents in a row share their rules
-            names.append(value.lower().partition("/")[0])
-        for name in names:
-            groups[name].append((key, value))
+            agents = agents if last == key else []  # agents in a row share their rules
+            agents.append(value.lower().partition("/")[0])
+        for agent in agents:
+            groups[agent].append((key, value))
         last = key
     rules, delay = [], 0.0
     for key, value in groups.get(AGENT.partition("/")[0], groups["*"]):
@@ -323,7 +325,7 @@ def read_robots(web, origin):
 
 
 def inspect(url, body):
-    """The record of a whole picture; ValueError says why it is none."""
+    """The record of a whole picture; ValueError says why it is not one."""
     formats = list({"JPEG", *ENDINGS} & {*Image.registered_extensions().values()})
     stream = io.BytesIO(body)
     try:
@@ -331,7 +333,7 @@ def inspect(url, body):
         image = Image.open(stream, formats=formats)
         image.load()
     except Exception as error:  # on a damaged file Pillow raises nearly anything
-        reason = str(error).partition(" <")[0]
+        reason = str(error).partition(" <")[0]  # leave out "<_io.BytesIO object ...>"
         raise ValueError(f"not a whole picture: {reason}; it begins with {body[:15]!r}")
     sha256 = hashlib.sha256(body).hexdigest()
     name = file_name(url, sha256, ENDINGS.get(image.format, ".jpg"))  # JPEG, MPO
@@ -347,7 +349,7 @@ def file_name(url, sha256, suffix):
 
 
 def read_manifest(args):
-    """{URL: record} of what is whole or known to be too small; the manifest loses the rest."""
+    """{URL: record} of what is whole or known to be too small; the rest leaves the manifest."""
     out = args.out
     out.mkdir(parents=True, exist_ok=True)
     if not args.manifest.exists() and any(path.name[0] != "." for path in out.iterdir()):
@@ -368,7 +370,7 @@ def read_manifest(args):
 
 
 def store(record, body, files, args):
-    """Write the record of a picture, then its file: a record without a file counts for nothing."""
+    """Complete and write a record, then the file: without its file a record counts for nothing."""
     if body and min(record["width"], record["height"]) <= args.min_side:
         record.update(file=None, status=f"at most {args.min_side} px")
     elif record["sha256"] in files:
@@ -383,10 +385,10 @@ def store(record, body, files, args):
 
 def draw_contact_sheet(records, out, side=48, columns=25):
     """Draw center squares of the pictures, at most 2,500, into one image beside the folder."""
-    records = [record for record in records.values() if record["status"] == "kept"][:2500]
-    rows = 1 + (len(records) - 1) // columns
+    kept = [record for record in records.values() if record["status"] == "kept"][:2500]
+    rows = 1 + (len(kept) - 1) // columns
     sheet = Image.new("RGB", (columns * side, rows * side), "white")
-    for i, record in enumerate(records):
+    for i, record in enumerate(kept):
         with Image.open(out / record["file"]) as image:
             cell = ImageOps.fit(image.convert("RGBA"), (side, side))
         sheet.paste(cell, (i % columns * side, i // columns * side), cell)
@@ -429,9 +431,8 @@ def atomic(path, mode="wb"):
 
 # fmt: off
 def build_parser():
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__.partition("\n\n    ")[0],
-        usage="%(prog)s [flags]; --help lists them")
+    parser = argparse.ArgumentParser(usage="%(prog)s [flags]; --help lists them",
+        allow_abbrev=False, description=__doc__.partition("\n\n    ")[0])
     add = parser.add_argument_group("which pictures").add_argument
     add("--url", nargs="+", default=["http://smashbros-ultimate.com/spirits"],
         help="pages of the gallery (default: the spirits)")

@@ -148,7 +148,7 @@ class Generator(nn.Module):
 
 class SpectralNorm(nn.Module):
     """A layer's weight, as a matrix with one row per output, divided by its largest singular value
-    (Miyato et al. 2018, arXiv 1802.05957, Algorithm 1); a power iteration step in each forward."""
+    (Miyato et al. 2018, arXiv 1802.05957, Algorithm 1); a power iteration in each training pass."""
 
     def __init__(self, weight):
         super().__init__()
@@ -173,13 +173,13 @@ class StableRank(SpectralNorm):
     def __init__(self, weight, share):
         super().__init__(weight)
         rank = min(self.u.numel(), self.v.numel())
-        self.most = max(2.0, share * rank)  # at 1 only u v' is left, which has no gradient
+        self.limit = max(2.0, share * rank)  # at 1 only u v' is left, which has no gradient
 
     def forward(self, weight):
         W = super().forward(weight)
         leading = torch.outer(self.u, self.v).view_as(W)
         rest = W - leading
-        scale = (self.most - 1) ** 0.5 / rest.norm().clamp_min(1e-6)  # |leading| is 1
+        scale = (self.limit - 1) ** 0.5 / rest.norm().clamp_min(1e-6)  # stable rank 1 + |rest|²
         return leading + scale.clamp(max=1) * rest
 
 
@@ -236,7 +236,7 @@ def generator_loss(fake_scores):
 
 @torch.no_grad()
 def clip_weights(critic, c):
-    """Move every parameter of the critic into [-c, c]; the share that is at -c or c, a tensor."""
+    """Clip every parameter of the critic to [-c, c]; return the share at -c or c, a tensor."""
     for w in critic.parameters():
         w.clamp_(-c, c)
     return torch.cat([w.flatten() for w in critic.parameters()]).abs().ge(c).float().mean()

@@ -8,7 +8,7 @@
 Arjovsky, Vincent Dumoulin, Aaron Courville, NeurIPS 2017, arXiv 1704.00028, Algorithm 1).
 
 The best critic of WGAN has gradients of norm 1 on lines between the x and g(z) that optimal
-transport pairs. Instead of clipping weights, the loss asks for them between random pairs:
+transport pairs. Instead of clipping weights, the loss asks for this norm between random pairs:
 
     repeat
         n_critic times:  a batch x of m real images, z ~ N(0, I), ε ~ U[0, 1], one per sample
@@ -197,8 +197,8 @@ def score_both(critic, real, fake, y=None):
 def gradient_penalty(critic, real, fake):
     """E (‖∇f(x_hat)‖ - 1)² at x_hat = ε real + (1 - ε) fake, and the norms (B,).
 
-    `real` and `fake` are (B, ...). ε is drawn per sample, the norm is over all of a sample's
-    pixels, and the penalty is two-sided (equation 3). The graph is kept for a second derivative.
+    `real` and `fake` are (B, ...). ε and the norm are per sample, the penalty two-sided (equation
+    3). The summed scores' gradient is each sample's own; its graph is kept for a second derivative.
     """
     ones = [1] * (real.dim() - 1)
     eps = torch.rand(len(real), *ones, dtype=real.dtype, device=real.device)

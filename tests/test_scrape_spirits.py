@@ -295,7 +295,7 @@ def test_after_four_failures_the_picture_may_still_come(gallery):
     (answer(429, Retry_After="86400"), "asks for a pause of 86,400 s", 1),
 ])  # fmt: skip
 def test_answers_that_give_none(gallery, monkeypatch, capsys, reply, why, requests):
-    monkeypatch.setattr(s, "LONGEST_FILE", 1)
+    monkeypatch.setattr(s, "LONGEST_DOWNLOAD", 1)
     gallery.files |= {"/spirits": spirits("x.png"), "/x.png": reply}
     assert (run(gallery, "--max-file", 0.04, "--timeout", 0.5), bodies()) == (1, [])
     assert len(asked(gallery, "/x")) == requests

@@ -115,7 +115,7 @@ def test_weights_are_either_clipped_or_normed(flags, batch_norms, Norm):
         assert largest > 0.05
         assert values[-1] == 0
     if Norm is StableRank:
-        assert norm.most == pytest.approx(0.3 * 8)
+        assert norm.limit == pytest.approx(0.3 * 8)
 
 
 @pytest.mark.parametrize("flags, said", [
