@@ -83,7 +83,7 @@ except ImportError:
 
 RANK = int(os.environ.get("RANK", 0))  # of this process in a torchrun
 WORLD = int(os.environ.get("WORLD_SIZE", 1))  # its number of processes
-THREADS = torch.get_num_threads()  # as the user set them
+THREADS = torch.get_num_threads()  # when this file was imported
 MODEL = "dcgan.py"  # in checkpoints, whatever this file is called
 FORMAT = 2  # of checkpoints and snapshots
 THIS_FILE = Path(globals().get("__file__", ""))  # no file in a notebook or `python -`
@@ -244,7 +244,7 @@ def train_step(G, D, opt_G, opt_D, batches, z_dim):
 
 def optimizer_step(opt, loss):
     """Step opt's parameters down the gradient of `loss`; the other network gets no gradients."""
-    parameters = opt.param_groups[0]["params"]
+    parameters = [p for p in opt.param_groups[0]["params"] if p.requires_grad]
     opt.zero_grad()
     loss.backward(inputs=parameters)
     if WORLD > 1:  # the mean over the processes
@@ -410,7 +410,8 @@ def restore(state, checkpoint):
     for name, value in vars(state).items():
         kept = checkpoint[name]
         if isinstance(value, torch.optim.Optimizer):  # load_state_dict would restore --lr as well
-            for p, moments in zip(value.param_groups[0]["params"], kept["state"].values()):
+            for i, moments in kept["state"].items():
+                p = value.param_groups[0]["params"][i]
                 for key, moment in moments.items():  # in p's shape and memory layout
                     target = p.new_zeros(()) if key == "step" else torch.empty_like(p)
                     value.state[p][key] = target.copy_(moment)

@@ -160,7 +160,8 @@ def load_inception(args, device):
 
 
 def frechet_distance(a, b):
-    """Squared Fréchet distance of two measured Sets, as of Gaussians N(mu, R^T R) with R = root.
+    """Squared Fréchet distance of two measured Sets, as of Gaussians N(mu, R^T R) with R = root. Of
+    features, a tensor x (N, d), summarize(Set(), moments(x)) makes one.
 
     Dowson and Landau 1982: |mu1 - mu2|^2 + tr Sigma1 + tr Sigma2 - 2 tr (Sigma1 Sigma2)^(1/2), the
     last being the nuclear norm of M = R1 R2^T, the sum of the roots of M M^T's eigenvalues.
@@ -182,7 +183,7 @@ def square_root(sigma):
 
 
 def kid(x, y, subsets=100, subset_size=1000):
-    """Kernel Inception distance of features (N, d) and (M, d): mean and standard deviation.
+    """Kernel Inception distance of features, tensors (N, d) and (M, d): mean, standard deviation.
 
     Bińkowski et al. 2018 (arXiv 1801.01401), section 4: the unbiased estimate of the squared MMD
     with the kernel (x.y / d + 1)^3, averaged over random subsets, the same ones in every call.
@@ -219,7 +220,7 @@ def inception_score(logits, splits=10):
 
 
 def prdc(real, fake):
-    """Precision, recall, density and coverage of features (N, d) and (M, d).
+    """Precision, recall, density and coverage of features, tensors (N, d) and (M, d).
 
     Precision: the share of fakes inside the ball of at least one real image, whose radius is the
     distance to its third neighbour; recall: the same with the roles exchanged (Kynkäänniemi et al.
@@ -690,7 +691,7 @@ def find_generator(tree, key, first, build):
     if len(generators) > 1:
         raise ValueError(f"it holds several; --key takes one of {', '.join(generators)}")
     if not generators:
-        raise ValueError(f"{reason}; interpolate.py --generator takes other networks")
+        raise ValueError(f"interpolate.py --generator takes other networks; {reason}")
     return generators.popitem()
 
 
@@ -1018,6 +1019,7 @@ def main(argv=None):
         write_curve(results, args)
     if WORLD > 1:
         dist.destroy_process_group()
+    return results
 
 
 if __name__ == "__main__":

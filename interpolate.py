@@ -52,8 +52,8 @@ from torch import nn
 
 
 def interpolation(a, b, steps, path="slerp"):
-    """Latents (steps, z_dim) from a to b, by "lerp" on a line or by "slerp" on the arc (Shoemake
-    1985): angle and length change evenly. Latents lie near a sphere; a line cuts through it."""
+    """Latents (steps, z_dim) from a to b, (z_dim,) each, by "lerp" on a line or "slerp" on the arc
+    (Shoemake 1985): angle and length change evenly. Latents lie near a sphere; a line cuts it."""
     t = torch.linspace(0, 1, steps, dtype=torch.float64)[:, None]
     ends = torch.stack([a, b]).double()
     if path == "lerp":
@@ -289,7 +289,7 @@ def find_generator(tree, key, first, build):
     if len(generators) > 1:
         raise ValueError(f"it holds several; --key takes one of {', '.join(generators)}")
     if not generators:
-        raise ValueError(f"{reason}; interpolate.py --generator takes other networks")
+        raise ValueError(f"interpolate.py --generator takes other networks; {reason}")
     return generators.popitem()
 
 

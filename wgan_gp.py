@@ -81,7 +81,7 @@ except ImportError:
 
 RANK = int(os.environ.get("RANK", 0))  # of this process in a torchrun
 WORLD = int(os.environ.get("WORLD_SIZE", 1))  # its number of processes
-THREADS = torch.get_num_threads()  # as the user set them
+THREADS = torch.get_num_threads()  # when this file was imported
 MODEL = "wgan_gp.py"  # in checkpoints, whatever this file is called
 FORMAT = 2  # of checkpoints and snapshots
 THIS_FILE = Path(globals().get("__file__", ""))  # no file in a notebook or `python -`
@@ -188,17 +188,17 @@ def generator_loss(fake_scores):
 
 
 def score_both(critic, real, fake, y=None):
-    """f(x) and f(g(z)), (B,) each, in one pass: without batch norm no sample affects another."""
+    """f(x) and f(g(z)), in one pass of critic(x, y): without a norm no sample affects another."""
     if y is not None:
         y = torch.cat([y, y])
-    return critic(torch.cat([real, fake]), y).chunk(2)
+    return critic(torch.cat([real, fake]), y).split([len(real), len(fake)])
 
 
 def gradient_penalty(critic, real, fake):
     """E (‖∇f(x_hat)‖ - 1)² at x_hat = ε real + (1 - ε) fake, and the norms (B,).
 
-    `real` and `fake` are (B, ...). ε and the norm are per sample, the penalty two-sided (equation
-    3). The summed scores' gradient is each sample's own; its graph is kept for a second derivative.
+    `real` and `fake`, detached, are (B, ...). ε and the norm are per sample, the penalty two-sided
+    (equation 3). The gradient of the sum is each sample's own; its graph is kept for the next one.
     """
     ones = [1] * (real.dim() - 1)
     eps = torch.rand(len(real), *ones, dtype=real.dtype, device=real.device)
@@ -234,7 +234,7 @@ def train_step(G, critic, opt_G, opt_critic, batches, z_dim, gp_weight):
 
 def optimizer_step(opt, loss):
     """Step opt's parameters down the gradient of `loss`; the other network gets no gradients."""
-    parameters = opt.param_groups[0]["params"]
+    parameters = [p for p in opt.param_groups[0]["params"] if p.requires_grad]
     opt.zero_grad()
     loss.backward(inputs=parameters)
     if WORLD > 1:  # the mean over the processes
@@ -400,7 +400,8 @@ def restore(state, checkpoint):
     for name, value in vars(state).items():
         kept = checkpoint[name]
         if isinstance(value, torch.optim.Optimizer):  # load_state_dict would restore --lr as well
-            for p, moments in zip(value.param_groups[0]["params"], kept["state"].values()):
+            for i, moments in kept["state"].items():
+                p = value.param_groups[0]["params"][i]
                 for key, moment in moments.items():  # in p's shape and memory layout
                     target = p.new_zeros(()) if key == "step" else torch.empty_like(p)
                     value.state[p][key] = target.copy_(moment)

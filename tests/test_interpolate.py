@@ -451,9 +451,6 @@ def test_a_class_of_any_file_takes_two_or_four_dimensions(layer, capsys, name):
     images = samples_of(f"other.pt --samples 4 --generator models/other.py:{name}")
     assert close(images, images_of(nn.Identity(), expected))
     assert "assumed" not in capsys.readouterr().out
-
-
-def test_a_class_that_is_not_there_is_named(layer):
     message = refusal("other.pt --generator models/other.py:Nowhere")
     assert message.endswith(":Nowhere: not loaded; takes FILE.py:CLASS ('Nowhere')")
 

@@ -240,7 +240,15 @@ def assert_same_run(one, other):
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     data, tmp_path, monkeypatch, capsys, trainer, name, flags
 ):
-    """Though it is stopped after every step."""
+    """Though it is stopped after every step, and has parameters that are not trained."""
+
+    class Edited(trainer.Generator):
+        def __init__(self, *options):
+            super().__init__(*options)
+            self.main[0].requires_grad_(False)
+            self.unused = torch.nn.Parameter(torch.zeros(3))
+
+    monkeypatch.setattr(trainer, "Generator", Edited)
     monkeypatch.chdir(tmp_path)
     number = getattr(signal, name, signal.SIGINT)
     flags = [*data[:-2], *flags, "--epochs", 2, "--seed", 7, "--conditional", "--hflip"]
