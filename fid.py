@@ -99,8 +99,8 @@ class Inception:
     missing. Features are the means of that layer's maps.
     """
 
-    def __init__(self, weights, dims=2048, device="cpu", dtype=torch.float32):
-        self.device, self.dtype = torch.device(device), dtype
+    def __init__(self, weights, dims=2048, device="cpu", dtype=torch.float32, tf32=False):
+        self.device, self.dtype, self.tf32 = torch.device(device), dtype, tf32
         self.float64_device = device if self.device.type == "cuda" else "cpu"  # MPS has no float64
         with torch.device("meta"):  # makes no weights: load_state_dict assigns those of the file
             net = Inception3(aux_logits=False, init_weights=False).eval()
@@ -128,7 +128,8 @@ class Inception:
             x = torch.tensor(image, device=self.device)[None].float() / 255
             batch.append(F.interpolate(x, (299, 299), mode="bilinear", align_corners=False))
         x = (2 * torch.cat(batch) - 1).to(self.dtype, memory_format=layout(self.device))
-        return self.layers(x)["map"].mean((2, 3), dtype=torch.float32)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.tf32):
+            return self.layers(x)["map"].mean((2, 3), dtype=torch.float32)
 
 
 def layout(device):
@@ -146,7 +147,7 @@ def load_inception(args, device):
     weights = read_weights(path)
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     with one_line(f"{path}: not the Inception weights for these flags"):
-        net = Inception(weights, args.dims, device, dtype)
+        net = Inception(weights, args.dims, device, dtype, args.precision == "tf32")
         if args.inception_score:
             net.fc = weights["fc.weight"].float()
     net.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
@@ -977,7 +978,6 @@ def main(argv=None):
         args.batch_size = 128
         if device.type == "cpu":  # feature maps up to 22 MB: malloc reuses no block above 32 MB
             args.batch_size = 8 if args.precision == "bf16" else 4
-    torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
     torch.set_flush_denormal(True)  # a denormal costs a hundred times a normal number
     warnings.filterwarnings("ignore", "The value of the smallest subnormal")  # NumPy's warning
     warnings.filterwarnings("ignore", module="PIL")

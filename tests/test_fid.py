@@ -38,7 +38,7 @@ class Light:
 
     seen = 0  # images, of all networks
 
-    def __init__(self, weights, dims=64, device="cpu", dtype=None):
+    def __init__(self, weights, dims=64, device="cpu", dtype=None, tf32=False):
         self.device, self.float64_device = torch.device(device), device
         Light.dtype = dtype
         self.matrix = torch.randn(192, dims, generator=torch.Generator().manual_seed(0))

@@ -363,8 +363,8 @@ def test_a_checkpoint_holds_the_average_and_the_raw_generator(G):
     assert info["step"] == 9
     assert torch.equal(load_generator("run", raw=True)[0](Z), raw(Z))
     assert torch.equal(load_generator("run", key="G")[0](Z), raw(Z))
-    assert "no tensor main.0.weight in G; " in refusal("g.pt --raw")
-    assert "no tensor main.0.weight in H; " in refusal("run --key H")
+    assert "no tensor main.0.weight in G)" in refusal("g.pt --raw")
+    assert "no tensor main.0.weight in H)" in refusal("run --key H")
 
 
 @pytest.mark.parametrize("shape", [
@@ -502,9 +502,9 @@ LARGE_KERNEL = examples_generator(kernel=5).state_dict()
     ({"G_ema": None, "script": "dcgan.py"}, "no tensor main.0.weight in G"),
     ({"netG": STATE, "ema": STATE}, "(it holds several; --key takes one of netG, ema)"),
     ({"main.0.weight": HUGE}, "main.0 is no convolution"),
-    (LARGE_KERNEL, "(main.3 has a kernel of 5, where 4 doubles the size; interpolate"),
+    (LARGE_KERNEL, "other networks; main.3 has a kernel of 5, where 4 doubles the size)"),
     ([1, 2], "cannot be used as a generator"),
-    ({}, "no tensor main.0.weight in it; interpolate.py --generator takes other networks"),
+    ({}, "(interpolate.py --generator takes other networks; no tensor main.0.weight in it)"),
     (dcgan.Discriminator(16, 4).state_dict(), "cannot be used as a generator"),
     (DIVERGED, "its weights are not finite; the training diverged"),
 ])  # fmt: skip
