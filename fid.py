@@ -1018,6 +1018,7 @@ def main(argv=None):
     if args.plot and RANK == 0:
         write_curve(results, args)
     if WORLD > 1:
+        dist.barrier()  # torch 2.6 may hang where one process leaves before the others
         dist.destroy_process_group()
     return results
 
