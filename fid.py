@@ -672,6 +672,10 @@ def load_generator(path, raw=False, key=None, first="main.0.weight", build=from_
             raise ValueError(f"its images have {channels} channels")
         if not images.isfinite().all():
             raise ValueError("its weights are not finite; the training diverged")
+        if key == "G_ema" and build is from_shapes and "image" in tree:
+            image = sample(G, torch.ones(1, inputs)).int()  # as the trainer's `save`
+            if (image - tree["image"]).abs().max() > 8:  # 1 is rounding
+                raise ValueError("its layers were edited; interpolate.py --generator takes them")
     info["weights"] = f"{name} {source}, {W}x{info['size']}x{channels}"
     return G, info
 

@@ -426,6 +426,8 @@ def save(state, args, name, keys=None):
         if isinstance(value, nn.Module):
             check_finite(value.state_dict().values(), state, args)
         checkpoint[key] = value.state_dict() if hasattr(value, "state_dict") else value
+    ones = torch.ones(1, args.z_dim + len(state.classes))
+    checkpoint["image"] = sample(state.G_ema, ones)  # which a rebuilt generator has to make, too
     buffer = io.BytesIO()  # torch.save would hide a full disk's own error
     torch.save(checkpoint, buffer)
     if RANK == 0:

@@ -455,10 +455,27 @@ def test_a_class_of_any_file_takes_two_or_four_dimensions(layer, capsys, name):
     assert message.endswith(":Nowhere: not loaded; takes FILE.py:CLASS ('Nowhere')")
 
 
-def test_a_class_is_called_with_the_arguments_of_the_trainer(G):
-    snapshot("g.pt", ["cat", "dog"])
-    images = samples_of(f"g.pt --samples 3 --generator {dcgan.__file__}:Generator")
-    assert close(images, samples_of("g.pt --samples 3"))
+MINE = """
+import dcgan
+class Mine(dcgan.Generator):
+    def forward(self, z, y=None):
+        return -super().forward(z, y)
+"""
+
+
+def test_an_edited_generator_is_refused_without_its_class(layer):
+    """It is called with the arguments of the trainer's."""
+    Path("mine.py").write_text(MINE)
+    args = dcgan.parse_args("--size 16 --z-dim 8 --g-width 4 --out run".split())
+    for name, cls in ("own.pt", dcgan.Generator), ("mine.pt", runpy.run_path("mine.py")["Mine"]):
+        torch.manual_seed(0)
+        state = dcgan.new_state({"G": varied(cls(**SHAPE, classes=2))}, 1, ["cat", "dog"])
+        dcgan.save(state, args, name, ["G_ema", "epoch", "step", "classes"])
+    own = f"--generator {dcgan.__file__}:Generator"
+    images = samples_of("run/own.pt --samples 3")
+    assert close(images, samples_of(f"run/own.pt --samples 3 {own}"))
+    assert close(255 - images, samples_of("run/mine.pt --samples 3 --generator mine.py:Mine"))
+    assert "(its layers were edited; interpolate.py --generator takes " in refusal("run/mine.pt")
 
 
 # ---- Bad input ----------------------------------------------------------------------------------

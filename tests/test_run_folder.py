@@ -25,7 +25,7 @@ import wgan_gp
 
 TINY = "--size 16 --g-width 8 --d-width 8 --z-dim 8 --batch-size 8 --device cpu".split()
 PER_EPOCH = 5  # steps of two batches of eight of 83 images
-SNAPSHOT = {"format", "script", "generator", "args", "G_ema", "epoch", "step", "classes"}
+SNAPSHOT = {"format", "script", "generator", "args", "G_ema", "image", "epoch", "step", "classes"}
 MORE = {"G", "critic", "opt_G", "opt_critic", "totals", "images", "seconds", "log"}
 
 
