@@ -14,16 +14,16 @@ Two convolutional networks play the game of Goodfellow et al. (2014, arXiv 1406.
         D: descend  -1/m sum log D(x) - 1/m sum log(1 - D(G(z)))    tell real from fake
         G: descend  -1/m sum log D(G(z))                            be taken for real
 
-D(x) = sigmoid(logit); both losses are computed from the logit. The generator's is the
-non-saturating one: its gradient does not vanish while D recognises every fake.
+D(x) = sigmoid(logit); both losses are computed from the logit. G's is the non-saturating one of
+section 3: the gradient of Algorithm 1's log(1 - D(G(z))) vanishes while D recognises every fake.
 
 Usage (each run needs an --out of its own)
     python dcgan.py                                   sprites made on the spot, no download
     python dcgan.py --data cifar10                    the paper's settings at 32x32
     python dcgan.py --data cifar10 --g-width 64 --d-width 64 --batch-size 64 --hflip   best tried
+    python dcgan.py --data cifar10 --conditional      conditional on the class, a grid row for each
     python dcgan.py --data photos/ --size 64 --out runs/photos
-    python dcgan.py --data cifar10 --conditional      conditional on the class, a row of each
-    python dcgan.py --out runs/photos --resume        go on where it stopped, with the same flags
+    python dcgan.py --out runs/photos --resume        go on where it stopped; the flags are kept
     python dcgan.py --d-act relu                      ReLU instead of LeakyReLU in the discriminator
     python dcgan.py --norm none                       no batch norm, in either network
     python dcgan.py --lr 1e-3 --betas 0.9 0.999       Adam's own defaults
@@ -31,17 +31,17 @@ Usage (each run needs an --out of its own)
 Writes to --out (default runs/ and the name of this file)
     args.json, a copy of this file: how the run was made
     log.csv, loss.png          means over each epoch's steps, and curves (with matplotlib)
-    samples/epoch_0001.png     64 images; cell i is the latent of seed i, in every epoch
+    samples/epoch_0001.png     64 images; cell i is of the latent of seed i, in every epoch
     checkpoint.pt              everything a resumed run needs
     snapshots/epoch_0010.pt    the generator alone
 
 Departures from the paper
     1. Samples come from an exponential moving average of G's weights: --ema 0 gives the raw ones.
-    2. Latents are N(0, I), not uniform on [-1, 1]^100: what most later GANs use.
-    3. At 32x32 there is one doubling fewer than at the paper's 64.
-    4. One batch of fakes serves both updates, so G runs once and not twice per step.
+    2. Latents are N(0, I), as in most later GANs, not uniform on [-1, 1]^100.
+    3. Kernels are 4x4 (the authors' Torch code), not 5x5; 32x32 is one doubling less than 64x64.
+    4. One batch of fakes serves both updates; Algorithm 1 has another for G. So G runs once.
 
-The paper ends where "Training loop" begins; from there on the three trainers share nearly all code.
+The paper's part ends at "Training loop"; from there on the three trainers share nearly all code.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def base_resolution(size):
 
 
 def init_weights(module):
-    """N(0, 0.02) for weights (DCGAN, section 4), N(1, 0.02) for batch-norm scales."""
+    """Weights about 0, batch-norm scales about 1, of standard deviation 0.02 (DCGAN, section 4)."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -126,7 +126,7 @@ class Generator(nn.Module):
         b, n = base_resolution(size)
         c = [min(width * 2**i, 1024) for i in reversed(range(n))]  # channels at b, 2b, ..., size/2
         Norm = nn.BatchNorm2d if norm == "batch" else nn.Identity
-        bias = norm == "none"  # a batch norm would take a bias out again
+        bias = norm == "none"  # a batch norm would subtract it again
 
         def block(c_in, c_out, kernel, stride, padding):
             conv = nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, bias=bias)
@@ -147,7 +147,7 @@ class Generator(nn.Module):
 
 class SpectralNorm(nn.Module):
     """A layer's weight, as a matrix with one row per output, divided by its largest singular value
-    (Miyato et al. 2018, arXiv 1802.05957, Algorithm 1); a power iteration in each training pass."""
+    (Miyato et al. 2018, arXiv 1802.05957, Algorithm 1); one power step in each training pass."""
 
     def __init__(self, weight):
         super().__init__()
@@ -180,7 +180,7 @@ class Discriminator(nn.Module):
         b, n = base_resolution(size)
         c = [min(width * 2**i, 1024) for i in range(n)]  # channels at size/2, ..., 2b, b
         Norm = nn.BatchNorm2d if norm == "batch" else nn.Identity
-        bias = norm != "batch"  # a batch norm would take a bias out again
+        bias = norm != "batch"  # a batch norm would subtract it again
         slope = 0.2 if act == "leaky" else 0.0
         layers = [nn.Conv2d(3, c[0], 4, 2, 1), nn.LeakyReLU(slope, inplace=True)]  # (B, 64, 16, 16)
         for c_in, c_out in pairwise(c):  # (B, 128, 8, 8), (B, 256, 4, 4)
@@ -198,7 +198,7 @@ class Discriminator(nn.Module):
     def forward(self, x, y=None):
         h = self.main[:-1](x)  # (B, 256, 4, 4)
         logits = self.main[-1](h).flatten()
-        if y is not None:  # add y' V φ(x): V is embed, φ(x) the sum of h over its pixels
+        if y is not None:  # add yᵀ V φ(x): V is embed, φ(x) the sum of h over its pixels
             logits = logits + (self.embed(y) * h.sum((2, 3))).sum(1)
         return logits.to(x.dtype)  # not autocast's bfloat16
 
@@ -207,7 +207,7 @@ class Discriminator(nn.Module):
 
 
 def discriminator_loss(real_logits, fake_logits):
-    """-E log D(x) - E log(1 - D(G(z))), with -log sigmoid(l) = softplus(-l)."""
+    """-E log D(x) - E log(1 - D(G(z))): softplus(l) = -log(1 - sigmoid(l)) = -log sigmoid(-l)."""
     return nn.functional.softplus(-real_logits).mean() + nn.functional.softplus(fake_logits).mean()
 
 
@@ -220,8 +220,8 @@ def generator_loss(fake_logits):
 
 
 def train_step(G, D, opt_G, opt_D, batches, z_dim):
-    """The body of Algorithm 1 on one batch: real images (B, 3, size, size) and their classes y,
-    one-hot (B, classes) or None. Returns the values of COLUMNS, one each."""
+    """The body of Goodfellow's Algorithm 1 on one batch: real images (B, 3, size, size), and their
+    classes y, one-hot (B, classes) or None. Returns the values of COLUMNS, one each."""
     real, y = batches[0]  # there is one: D is updated as often as G
     z = torch.randn(len(real), z_dim, device=real.device)
     fake = G(z, y)
@@ -255,7 +255,7 @@ def optimizer_step(opt, loss):
 
 
 def new_state(parts, count, classes):
-    """The state of a new run, all of which a checkpoint holds: networks and optimizers by name, the
+    """The state of a new run; a checkpoint holds all of it: networks and optimizers by name, the
     average of G, the sums of the epoch in progress, the number of images, and the log's rows."""
     G_ema = copy.deepcopy(parts["G"]).eval().requires_grad_(False)
     totals = torch.zeros(len(COLUMNS), device=next(G_ema.parameters()).device)
@@ -287,7 +287,7 @@ def run_step(state, train_step, real, onehots, ema_weight, args, bf16):
     """train_step on `real`, uint8 (n_critic, B, 3, size, size), and onehots (n_critic, B, classes)
     or Nones. Adds train_step's values to the totals, and updates the EMA."""
     batches = [(to_input(x, args.hflip), y) for x, y in zip(real, onehots)]
-    # autocast's cache would keep casts of weights from before their update
+    # autocast's cache would keep bfloat16 copies of weights from before their update
     with torch.autocast(real.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
         state.totals += train_step(batches=batches)
     update_ema(state.G_ema, state.G, ema_weight)
@@ -295,15 +295,16 @@ def run_step(state, train_step, real, onehots, ema_weight, args, bf16):
 
 def shuffled_indices(n, shape, epoch, seed):
     """Image numbers of an epoch, int64 (steps, *shape), shape (n_critic, B): a permutation given by
-    (seed, epoch). np.resize cuts it to whole steps; if it is shorter than one, it is repeated."""
+    (seed, epoch). np.resize cuts it to whole steps; one shorter than a step is repeated."""
     order = np.random.default_rng([seed, epoch]).permutation(n)
     return torch.from_numpy(np.resize(order, (max(1, n // math.prod(shape)), *shape)))
 
 
 def capture(step):
-    """Record `step` as a CUDA graph. Returns its replay, which launches all kernels at once."""
+    """Record `step` as a CUDA graph. Returns its replay, which launches all kernels at once and
+    runs no Python: numbers computed on the CPU stay as they were recorded."""
     graph = torch.cuda.CUDAGraph()
-    with one_line("a train step cannot be captured: go on with --resume --no-graph"):
+    with one_line("a train step cannot be captured: in a new process add --resume --no-graph"):
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             step()  # recorded here, not run
     return graph.replay
@@ -312,7 +313,7 @@ def capture(step):
 @contextmanager
 def catch_signals():
     """A list that gets the number of a Ctrl-C, SIGTERM or (not on Windows) SIGHUP, so that `train`
-    can save first; the same again acts as usual. Handlers and thread count are put back."""
+    can save first; a second of its kind acts as usual. Handlers and thread count are put back."""
     signals, before = [], {}
 
     def handler(number, frame):
@@ -346,7 +347,7 @@ def train(state, images, labels, train_step, args, bf16, signals):
         torch.cuda.synchronize()
         torch.cuda.set_stream(torch.cuda.Stream())
     first, saved = state.step, state.seconds
-    begun = time.perf_counter() - state.seconds  # as if it had never stopped
+    begun = time.perf_counter() - state.seconds  # as if it had run without a pause
     for epoch in range(state.epoch, args.epochs):
         order = shuffled_indices(len(images), (n_critic, B), epoch, args.seed).to(images.device)
         steps = range(state.step, (epoch + 1) * len(order))  # what is left of the epoch
@@ -865,7 +866,7 @@ def build_parser():
     add("--seed", 0, "seed of weights, latents and the images' order")
     add("--device", "auto", "cpu, cuda, cuda:1 or mps")
     add("--precision", "auto", "fp32 (on CUDA TF32) or bfloat16", choices=("auto", "fp32", "bf16"))
-    switch("--no-graph", "launch CUDA kernels one by one, which is slower")
+    switch("--no-graph", "run train_step's Python in every step on CUDA: slower")
     add("--snapshot-every", 10, "epochs between snapshots; the last epoch has one in any case")
     add("--out", f"runs/{Path(SCRIPT).stem}", "run folder")
     switch("--resume", "go on with the run in --out, with its flags")

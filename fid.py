@@ -32,9 +32,9 @@ size, as for its training (--size). A file that cannot be read ends the script: 
 silence. Files written: those of the flags, and in --cache REAL's statistics and downloads of data;
 the Inception weights are kept where torch.hub keeps its files.
 
-Departures from pytorch-fid, whose number it gives
+How it differs from pytorch-fid, whose number it gives
     1. Alpha is composited on white, 16 bits are scaled to 8 and EXIF rotations are applied;
-       pytorch-fid drops, clips and ignores them.
+       pytorch-fid drops, clips and ignores them. Sub-folders, .gif and .avif count as well.
     2. tr (Sigma1 Sigma2)^(1/2) is the nuclear norm of R1 R2^T for any R with R^T R = Sigma: real by
        construction, and of a small matrix where N < width.
     3. Batch norms are folded into the convolutions.
@@ -138,8 +138,8 @@ def layout(device):
 
 
 def load_inception(args, device):
-    """The Inception network, with sha256, the first digits of its file's; with --is also with fc,
-    the last layer's weights (1008, 2048), without the bias, as in the code of Salimans et al."""
+    """The Inception network. sha256: the first digits of its file's; fc, with --is: the last
+    layer's weights (1008, 2048), without the bias, as in the code of Salimans et al."""
     path = Path(args.weights or f"{torch.hub.get_dir()}/checkpoints/{FILE}")
     if not args.weights and not path.exists():
         with one_line(f"{URL}: download failed; put it at {path}, or use --weights"):
@@ -209,7 +209,7 @@ def kid(x, y, subsets=100, subset_size=1000):
 def inception_score(logits, splits=10):
     """exp E KL(p(y|x) || p(y)) of logits (N, classes): mean and standard deviation over splits.
 
-    Salimans et al. 2016 (arXiv 1606.03498), section 4; from 1 to the number of classes. Images are
+    Salimans et al. 2016 (arXiv 1606.03498), section 4; it is 1 to the number of classes. Images are
     put into the splits at random, since a split that holds one class alone would score 1.
     """
     order = np.random.default_rng(0).permutation(len(logits))
@@ -261,28 +261,24 @@ def neighbours(x, y, k):
 
 # ---- Sets of images ------------------------------------------------------------------------------
 
-# REAL or a FAKE. n: number of images, or "unknown". key: changes with the images. classes: names.
+# REAL or a FAKE. n: number of images, or "unknown". size: (H, W) of the first one, or () where it
+# is not known. key: changes with the images. classes: names.
 # labels (n,): indices into classes. pixels(numbers): reads those images, a list of uint8 (3, H, W);
 # None for statistics. info: load_generator's dict, or {}. Once measured, mu (d,) and root (any, d),
 # float64: root^T root is the covariance. Where a flag needs them, features (n, d), float32, and
 # numbers (n,): which image each row is of. Rows are in the order of the images' hashes, so that no
 # random subset depends on the names of files.
-FIELDS = "path n key labels classes pixels info mu root features numbers"
-Set = namedtuple("Set", FIELDS, defaults=[None] * 11)
+FIELDS = "path n size key labels classes pixels info mu root features numbers"
+Set = namedtuple("Set", FIELDS, defaults=[None] * 12)
 
 
 def open_sets(args, device):
     """The Sets of REAL and of the FAKEs. REAL is opened last, since a generator sets args.size."""
     fakes = [open_set(path, args, device) for path in args.fake]
     real = open_set(args.real, args, device)
-    sets = [real, *fakes]
-    for images in sets:
-        if images.n != "unknown":
-            check_number(images.path, images.n, args)
-    # (H, W) of each set's first image
-    sizes = {images.pixels([0])[0].shape[1:] for images in sets if images.pixels}
-    if len(sizes) > 1 and args.size is None:
-        print(f"images differ in size: {sizes}; --size 64 would crop and resize all to 64x64")
+    sizes = {images.size for images in (real, *fakes) if images.size}
+    if len(sizes) > 1 and args.size != 0:
+        print(f"images differ in size: {sizes}; --size 64 makes all 64x64 that are no statistics")
     if args.plot and None in [fake.info.get("step") for fake in fakes]:
         raise SystemExit("--plot: takes run folders and snapshots of the trainers as FAKE")
     return real, fakes
@@ -307,17 +303,23 @@ def open_set(path, args, device):
     def pixels(numbers):
         return list(pool.map(read, numbers))
 
-    return Set(path, len(source.items), source.key, source.labels, source.classes, pixels, {})
+    n = len(source.items)
+    check_number(path, n, args)
+    size = pixels([0])[0].shape[1:]
+    return Set(path, n, size, source.key, source.labels, source.classes, pixels, {})
 
 
 def open_generator(path, args, device):
     """The Set of a generator's images: image i has seed --seed + i and class i % len(classes).
     Without --size, args.size becomes the generator's."""
+    check_number(path, args.n, args)
     G, info = load_generator(path, key=args.key or None)
     print(f"{path}: {info['weights']}")
     if args.size is None:
         args.size = info["size"]
         print(f"images are made {args.size}x{args.size}, as the generator's; --size 0 keeps sizes")
+    elif args.size not in (0, info["size"]):
+        print(f"its images are resized to {args.size}x{args.size}")
     G.to(device, memory_format=layout(device))
     classes = info["classes"] or [path]  # without classes all images are of one, named by the path
     labels = np.arange(args.n) % len(classes)
@@ -331,7 +333,8 @@ def open_generator(path, args, device):
 
     file = Path(path, "checkpoint.pt") if os.path.isdir(path) else Path(path)
     key = ["samples", stamp(file), args.key, args.n, args.seed]
-    return Set(path, args.n, key, labels, classes, pixels, info)
+    size = pixels([0])[0].shape[1:]
+    return Set(path, args.n, size, key, labels, classes, pixels, info)
 
 
 def check_number(name, n, args):
@@ -380,7 +383,7 @@ def measure(images, net, args):
 
 
 def needs_features(path, args):
-    """Whether a flag takes the features of each image of a set, not its statistics alone."""
+    """Whether a flag needs the features of each image of a set, not its statistics alone."""
     return args.keep or (args.inception_score and path in args.fake)
 
 
@@ -392,7 +395,7 @@ def moments(x):
 
 def summarize(images, total):
     """The Set with n, mu and root from the sum `total` of moments; the covariance is over n - 1."""
-    total = total.cpu().numpy()
+    total = np.asarray_chkfinite(total.cpu().numpy())
     n = round(total[0, 0])
     mu = total[0, 1:] / n
     sigma = (total[1:, 1:] - n * np.outer(mu, mu)) / (n - 1)
@@ -407,7 +410,12 @@ def measure_real(images, net, args):
     # 3 is the version of the cache file's contents
     key = json.dumps(["fid 3", images.key, args.size, args.dims, net.sha256, args.precision])
     path = Path(args.cache, f"fid-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz")
-    if path.exists() and not args.keep:
+    cached = [path.exists() and not args.keep]
+    if WORLD > 1:  # all do as the first process, which may alone have the file
+        dist.broadcast_object_list(cached)
+    if cached[0] and RANK > 0:
+        return images  # only the first process compares
+    if cached[0]:
         return load_stats(path, args)._replace(path=images.path)
     images = measure(images, net, args)
     with one_line(f"{path}: not written; REAL will be measured again", warn=True):
@@ -427,22 +435,27 @@ def load_stats(path, args):
             if keep:
                 return None
         elif keep:
-            raise ValueError("statistics: --kid, --is, --prdc, --per-class, --nearest take images")
+            raise ValueError("statistics: --kid, --is, --prdc, --per-class, --nearest need images")
         mu = np.asarray_chkfinite(arrays["mu"], float)
         sigma = np.asarray_chkfinite(arrays["sigma"], float)
         n = arrays["n"].item() if "n" in arrays else "unknown"
+        size = tuple(map(int, arrays.get("size", ())))
+    if n != "unknown":
+        check_number(path, n, args)
     if mu.shape != (args.dims,):
         raise ValueError(f"they need --dims {mu.size}")
     if not np.allclose(sigma, sigma.T):
         raise ValueError("sigma is not symmetric: not a covariance")
-    return Set(path, n, mu=mu, root=square_root(sigma.reshape(args.dims, args.dims)), info={})
+    root = square_root(sigma.reshape(args.dims, args.dims))
+    return Set(path, n, size, mu=mu, root=root, info={})
 
 
 def save_stats(path, images):
     """Write what load_stats and pytorch-fid read; pytorch-fid takes mu and sigma alone."""
     if RANK == 0:
         with atomic(path) as file:
-            np.savez(file, mu=images.mu, sigma=images.root.T @ images.root, n=images.n)
+            sigma = images.root.T @ images.root
+            np.savez(file, mu=images.mu, sigma=sigma, n=images.n, size=images.size)
 
 
 # ---- Results -------------------------------------------------------------------------------------
@@ -489,9 +502,9 @@ def features_of(name, images):
 
 
 def nearest(real, fake, args):
-    """Print and return the median distance, in features / sqrt(dims), from 100 fakes and from 100
-    real images to the nearest (other) real image. Write --nearest: 8 fakes, each beside the 6 real
-    images nearest to it."""
+    """Print and return two medians over 100 images, in features / sqrt(dims): the distance from a
+    fake to the nearest real image, and from a real one to the nearest other. Write --nearest: 8
+    fakes, each beside the 6 real images nearest to it."""
     x = fake.features[:100].double() / args.dims**0.5
     y = real.features.double() / args.dims**0.5
     distances, indices = neighbours(x, y, 6)

@@ -10,7 +10,7 @@ device and in any batch, but for a rare pixel one level off.
     interpolation  G(z) for z on the arc from z_a to z_b, at equal angles
     arithmetic     G(mean(z_3, z_5, z_8) - z_17 + z_42)          Radford et al. (arXiv 1511.06434)
     traversal      G(z + s n_i),  n_i the unit vectors n of largest |A n|, A being G's first layer:
-                   the leading eigenvectors of A'A               Shen and Zhou (arXiv 2007.06600)
+                   the leading eigenvectors of AᵀA               Shen and Zhou (arXiv 2007.06600)
 
 Usage
     python interpolate.py runs/dcgan                             a row from each seed to the next
@@ -72,7 +72,7 @@ def principal_directions(G, z_dim):
     A = first_layer(G)[:, :z_dim]
     directions = torch.linalg.eigh(A.T @ A).eigenvectors.T.flip(0)  # eigh begins with the smallest
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    return (directions * largest.sign()).float()  # both signs are right: largest entry positive
+    return (directions * largest.sign()).float()  # the sign is free: largest entry positive
 
 
 def first_layer(G):
@@ -107,7 +107,7 @@ def latent_rows(args, G, z_dim, names):
 
 def arithmetic(terms, z_dim):
     """Latents (rows, columns, z_dim), and labels (None: no image): a column per term, the seeds of
-    a mean above it, then the result among 8 neighbours, +-0.25 away (Radford et al., fig. 7)."""
+    a mean above it, then the result amid 8 others, uniform in +-0.25 (Radford et al., fig. 7)."""
     rows = 2 + max(len(seeds) for _, _, seeds, _ in terms)  # seeds, their mean, a row below it
     z = torch.zeros(rows, len(terms) + 3, z_dim)
     labels = np.full(z.shape[:2], None)

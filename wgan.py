@@ -8,40 +8,40 @@
 arXiv 1701.07875, Algorithm 1).
 
 The discriminator becomes a critic f: a score without a sigmoid. Where f is K-Lipschitz,
-E f(x) - E f(g(z)) is at most K times the Wasserstein-1 distance of data and samples, and the best
-critic reaches it (Kantorovich-Rubinstein duality). Clipping the weights keeps f Lipschitz.
+E f(x) - E f(G(z)) is at most K times the Wasserstein-1 distance of data and samples, a bound that
+the best f reaches (Kantorovich-Rubinstein duality). Clipping the weights keeps f Lipschitz.
 
     repeat
         n_critic times:  a batch x of m real images, z ~ N(0, I)
-            critic: descend  1/m sum f(g(z)) - f(x)
+            critic: descend  1/m sum [f(G(z)) - f(x)]
             clip f's weights to [-c, c]
         z ~ N(0, I)
-        G: descend  -1/m sum f(g(z))
+        G: descend  -1/m sum f(G(z))
 
 Both networks minimise, the critic is high on real images, and the logged Wasserstein estimate is
-E f(x) - E f(g(z)). An epoch is one pass of the critic over the data, in whole steps.
+E f(x) - E f(G(z)). An epoch is one pass of the critic over the data, in whole steps.
 
 Usage (each run needs an --out of its own)
     python wgan.py                                    sprites made on the spot, no download
     python wgan.py --data cifar10                     the paper's settings at 32x32
     python wgan.py --data cifar10 --lr 2e-4           learns faster over the first 20 epochs
-    python wgan.py --data cifar10 --conditional       conditional on the class, a row of each
+    python wgan.py --data cifar10 --conditional       conditional on the class, a grid row for each
     python wgan.py --data photos/ --size 64 --out runs/photos
-    python wgan.py --out runs/photos --resume         go on where it stopped, with the same flags
+    python wgan.py --out runs/photos --resume         go on where it stopped; the flags are kept
 
 Writes to --out (default runs/ and the name of this file)
     args.json, a copy of this file: how the run was made
     log.csv, loss.png          means over each epoch's steps, and curves (with matplotlib)
-    samples/epoch_0001.png     64 images; cell i is the latent of seed i, in every epoch
+    samples/epoch_0001.png     64 images; cell i is of the latent of seed i, in every epoch
     checkpoint.pt              everything a resumed run needs
     snapshots/epoch_0010.pt    the generator alone
 
 Departures from the paper
     1. Samples come from an exponential moving average of G's weights: --ema 0 gives the raw ones.
-    2. The authors' code gives the critic 100 updates at a time in the first 25 generator updates
-       and at every 500th; the paper's algorithm does not, nor does this.
+    2. The authors' code makes 100 critic updates before each of the first 25 generator updates and
+       before every 500th; the paper's algorithm does not, nor does this.
 
-The paper ends where "Training loop" begins; from there on the three trainers share nearly all code.
+The paper's part ends at "Training loop"; from there on the three trainers share nearly all code.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def base_resolution(size):
 
 
 def init_weights(module):
-    """N(0, 0.02) for weights (DCGAN, section 4), N(1, 0.02) for batch-norm scales."""
+    """Weights about 0, batch-norm scales about 1, of standard deviation 0.02 (DCGAN, section 4)."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -127,7 +127,7 @@ class Generator(nn.Module):
         b, n = base_resolution(size)
         c = [min(width * 2**i, 1024) for i in reversed(range(n))]  # channels at b, 2b, ..., size/2
         Norm = nn.BatchNorm2d if norm == "batch" else nn.Identity
-        bias = norm == "none"  # a batch norm would take a bias out again
+        bias = norm == "none"  # a batch norm would subtract it again
 
         def block(c_in, c_out, kernel, stride, padding):
             conv = nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, bias=bias)
@@ -148,7 +148,7 @@ class Generator(nn.Module):
 
 class SpectralNorm(nn.Module):
     """A layer's weight, as a matrix with one row per output, divided by its largest singular value
-    (Miyato et al. 2018, arXiv 1802.05957, Algorithm 1); a power iteration in each training pass."""
+    (Miyato et al. 2018, arXiv 1802.05957, Algorithm 1); one power step in each training pass."""
 
     def __init__(self, weight):
         super().__init__()
@@ -167,19 +167,19 @@ class SpectralNorm(nn.Module):
 
 
 class StableRank(SpectralNorm):
-    """SpectralNorm, then all but the leading singular pair shrunk until the stable rank |W|² / σ1²
-    is at most max(2, `share` of the rank) (Sanyal et al. 2020, arXiv 1906.04659, Algorithm 1)."""
+    """SpectralNorm, then all but the leading singular pair shrunk: the stable rank ‖W‖_F² / σ1² is
+    at most max(2, `share` of the full rank) (Sanyal et al. 2020, arXiv 1906.04659)."""
 
     def __init__(self, weight, share):
         super().__init__(weight)
-        rank = min(self.u.numel(), self.v.numel())
-        self.limit = max(2.0, share * rank)  # at 1 only u v' is left, which has no gradient
+        full_rank = min(self.u.numel(), self.v.numel())
+        self.limit = max(2.0, share * full_rank)  # at 1 only u vᵀ is left, which has no gradient
 
     def forward(self, weight):
         W = super().forward(weight)
         leading = torch.outer(self.u, self.v).view_as(W)
         rest = W - leading
-        scale = (self.limit - 1) ** 0.5 / rest.norm().clamp_min(1e-6)  # stable rank 1 + |rest|²
+        scale = (self.limit - 1) ** 0.5 / rest.norm().clamp_min(1e-6)  # stable rank 1 + ‖rest‖²
         return leading + scale.clamp(max=1) * rest
 
 
@@ -187,7 +187,7 @@ class Critic(nn.Module):
     """Images (B, 3, size, size) in [-1, 1] -> scores (B,): higher is more real, without a sigmoid.
 
     The generator's mirror image, with LeakyReLU(0.2). `norm` is "batch" or "none"; or "spectral",
-    or a number in (0, 1]: the largest stable rank of a weight, as a share of its rank.
+    or a number in (0, 1]: the largest stable rank of a weight, as a share of its full rank.
 
     If `classes`, their number, is not 0, the output also judges whether an image fits its class y,
     one-hot (B, classes): the projection of Miyato and Koyama (2018, arXiv 1802.05637, equation 3).
@@ -198,7 +198,7 @@ class Critic(nn.Module):
         b, n = base_resolution(size)
         c = [min(width * 2**i, 1024) for i in range(n)]  # channels at size/2, ..., 2b, b
         Norm = nn.BatchNorm2d if norm == "batch" else nn.Identity
-        bias = norm != "batch"  # a batch norm would take a bias out again
+        bias = norm != "batch"  # a batch norm would subtract it again
         layers = [nn.Conv2d(3, c[0], 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]  # (B, 64, 16, 16)
         for c_in, c_out in pairwise(c):  # (B, 128, 8, 8), (B, 256, 4, 4)
             layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=bias), Norm(c_out)]
@@ -216,21 +216,21 @@ class Critic(nn.Module):
     def forward(self, x, y=None):
         h = self.main[:-1](x)  # (B, 256, 4, 4)
         scores = self.main[-1](h).flatten()
-        if y is not None:  # add y' V φ(x): V is embed, φ(x) the sum of h over its pixels
+        if y is not None:  # add yᵀ V φ(x): V is embed, φ(x) the sum of h over its pixels
             scores = scores + (self.embed(y) * h.sum((2, 3))).sum(1)
-        return scores.to(x.dtype)
+        return scores.to(x.dtype)  # not autocast's bfloat16
 
 
 # ---- Objective -----------------------------------------------------------------------------------
 
 
 def critic_loss(real_scores, fake_scores):
-    """E f(g(z)) - E f(x): minus the Wasserstein estimate."""
+    """E f(G(z)) - E f(x): minus the Wasserstein estimate."""
     return fake_scores.mean() - real_scores.mean()
 
 
 def generator_loss(fake_scores):
-    """-E f(g(z))."""
+    """-E f(G(z))."""
     return -fake_scores.mean()
 
 
@@ -248,11 +248,11 @@ def clip_weights(critic, c):
 def train_step(G, critic, opt_G, opt_critic, batches, z_dim, clip):
     """The body of Algorithm 1's outer loop on n_critic batches: real images (B, 3, size, size) and
     their classes y, one-hot (B, classes) or None. Returns the last batch's values of COLUMNS."""
-    for real, y in batches:  # line 2
+    for real, y in batches:  # lines 2 and 3
         z = torch.randn(len(real), z_dim, device=real.device)  # line 4
-        with torch.no_grad():  # G is not what is updated here
-            fake = G(z, y)  # line 5
-        c_loss = critic_loss(critic(real, y), critic(fake, y))  # two batches for its batch norm
+        with torch.no_grad():  # G is not updated here
+            fake = G(z, y)
+        c_loss = critic_loss(critic(real, y), critic(fake, y))  # line 5; apart for its batch norm
         optimizer_step(opt_critic, c_loss)  # line 6
         clipped = clip_weights(critic, clip)  # line 7
 
@@ -278,7 +278,7 @@ def optimizer_step(opt, loss):
 
 
 def new_state(parts, count, classes):
-    """The state of a new run, all of which a checkpoint holds: networks and optimizers by name, the
+    """The state of a new run; a checkpoint holds all of it: networks and optimizers by name, the
     average of G, the sums of the epoch in progress, the number of images, and the log's rows."""
     G_ema = copy.deepcopy(parts["G"]).eval().requires_grad_(False)
     totals = torch.zeros(len(COLUMNS), device=next(G_ema.parameters()).device)
@@ -310,7 +310,7 @@ def run_step(state, train_step, real, onehots, ema_weight, args, bf16):
     """train_step on `real`, uint8 (n_critic, B, 3, size, size), and onehots (n_critic, B, classes)
     or Nones. Adds train_step's values to the totals, and updates the EMA."""
     batches = [(to_input(x, args.hflip), y) for x, y in zip(real, onehots)]
-    # autocast's cache would keep casts of weights from before their update
+    # autocast's cache would keep bfloat16 copies of weights from before their update
     with torch.autocast(real.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
         state.totals += train_step(batches=batches)
     update_ema(state.G_ema, state.G, ema_weight)
@@ -318,15 +318,16 @@ def run_step(state, train_step, real, onehots, ema_weight, args, bf16):
 
 def shuffled_indices(n, shape, epoch, seed):
     """Image numbers of an epoch, int64 (steps, *shape), shape (n_critic, B): a permutation given by
-    (seed, epoch). np.resize cuts it to whole steps; if it is shorter than one, it is repeated."""
+    (seed, epoch). np.resize cuts it to whole steps; one shorter than a step is repeated."""
     order = np.random.default_rng([seed, epoch]).permutation(n)
     return torch.from_numpy(np.resize(order, (max(1, n // math.prod(shape)), *shape)))
 
 
 def capture(step):
-    """Record `step` as a CUDA graph. Returns its replay, which launches all kernels at once."""
+    """Record `step` as a CUDA graph. Returns its replay, which launches all kernels at once and
+    runs no Python: numbers computed on the CPU stay as they were recorded."""
     graph = torch.cuda.CUDAGraph()
-    with one_line("a train step cannot be captured: go on with --resume --no-graph"):
+    with one_line("a train step cannot be captured: in a new process add --resume --no-graph"):
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             step()  # recorded here, not run
     return graph.replay
@@ -335,7 +336,7 @@ def capture(step):
 @contextmanager
 def catch_signals():
     """A list that gets the number of a Ctrl-C, SIGTERM or (not on Windows) SIGHUP, so that `train`
-    can save first; the same again acts as usual. Handlers and thread count are put back."""
+    can save first; a second of its kind acts as usual. Handlers and thread count are put back."""
     signals, before = [], {}
 
     def handler(number, frame):
@@ -369,7 +370,7 @@ def train(state, images, labels, train_step, args, bf16, signals):
         torch.cuda.synchronize()
         torch.cuda.set_stream(torch.cuda.Stream())
     first, saved = state.step, state.seconds
-    begun = time.perf_counter() - state.seconds  # as if it had never stopped
+    begun = time.perf_counter() - state.seconds  # as if it had run without a pause
     for epoch in range(state.epoch, args.epochs):
         order = shuffled_indices(len(images), (n_critic, B), epoch, args.seed).to(images.device)
         steps = range(state.step, (epoch + 1) * len(order))  # what is left of the epoch
@@ -877,7 +878,7 @@ def build_parser():
     kinds = ("clip", "spectral", "stable-rank")
     add("--constraint", "clip", "bound of the critic; only clip allows a batch norm", choices=kinds)
     add("--clip", 0.01, "bound c of the weights, in [-c, c]; smaller makes gradients vanish")
-    add("--stable-rank", 0.5, "largest stable rank of a weight, as a share of its rank, at most 1")
+    add("--stable-rank", 0.5, "largest stable rank, as a share of a weight's full rank, at most 1")
     add("--n-critic", 5, "critic updates per generator update")
     group = parser.add_argument_group("optimization")
     add("--epochs", 100, "passes of the critic over the data")
@@ -889,7 +890,7 @@ def build_parser():
     add("--seed", 0, "seed of weights, latents and the images' order")
     add("--device", "auto", "cpu, cuda, cuda:1 or mps")
     add("--precision", "auto", "fp32 (on CUDA TF32) or bfloat16", choices=("auto", "fp32", "bf16"))
-    switch("--no-graph", "launch CUDA kernels one by one, which is slower")
+    switch("--no-graph", "run train_step's Python in every step on CUDA: slower")
     add("--snapshot-every", 10, "epochs between snapshots; the last epoch has one in any case")
     add("--out", f"runs/{Path(SCRIPT).stem}", "run folder")
     switch("--resume", "go on with the run in --out, with its flags")

@@ -7,31 +7,31 @@
 """WGAN-GP: Improved Training of Wasserstein GANs (Ishaan Gulrajani, Faruk Ahmed, Martin
 Arjovsky, Vincent Dumoulin, Aaron Courville, NeurIPS 2017, arXiv 1704.00028, Algorithm 1).
 
-The best critic of WGAN has gradients of norm 1 on lines between the x and g(z) that optimal
-transport pairs. Instead of clipping weights, the loss asks for this norm between random pairs:
+Optimal transport moves each G(z) to an x; on the line between them WGAN's best critic has gradients
+of norm 1. Instead of clipping weights, the loss asks for that on lines between random x and G(z):
 
     repeat
-        n_critic times:  a batch x of m real images, z ~ N(0, I), ε ~ U[0, 1], one per sample
-            x_hat = ε x + (1 - ε) g(z)
-            critic: descend  1/m sum f(g(z)) - f(x) + λ (‖∇f(x_hat)‖ - 1)²
+        n_critic times:  a batch x of m real images, z ~ N(0, I), ε ~ U[0, 1], one per image
+            x_hat = ε x + (1 - ε) G(z)
+            critic: descend  1/m sum [f(G(z)) - f(x) + λ (‖∇f(x_hat)‖ - 1)²]
         z ~ N(0, I)
-        G: descend  -1/m sum f(g(z))
+        G: descend  -1/m sum f(G(z))
 
 Both networks minimise, the critic is high on real images, and the logged Wasserstein estimate is
-E f(x) - E f(g(z)). An epoch is one pass of the critic over the data, in whole steps.
+E f(x) - E f(G(z)). An epoch is one pass of the critic over the data, in whole steps.
 
 Usage (each run needs an --out of its own)
     python wgan_gp.py                                 sprites made on the spot, no download
     python wgan_gp.py --data cifar10                  the paper's settings at 32x32
     python wgan_gp.py --data cifar10 --lr 2e-4        learns faster over the first 20 epochs
-    python wgan_gp.py --data cifar10 --conditional    conditional on the class, a row of each
+    python wgan_gp.py --data cifar10 --conditional    conditional on the class, a grid row for each
     python wgan_gp.py --data photos/ --size 64 --out runs/photos
-    python wgan_gp.py --out runs/photos --resume      go on where it stopped, with the same flags
+    python wgan_gp.py --out runs/photos --resume      go on where it stopped; the flags are kept
 
 Writes to --out (default runs/ and the name of this file)
     args.json, a copy of this file: how the run was made
     log.csv, loss.png          means over each epoch's steps, and curves (with matplotlib)
-    samples/epoch_0001.png     64 images; cell i is the latent of seed i, in every epoch
+    samples/epoch_0001.png     64 images; cell i is of the latent of seed i, in every epoch
     checkpoint.pt              everything a resumed run needs
     snapshots/epoch_0010.pt    the generator alone
 
@@ -40,7 +40,7 @@ Departures from the paper
     2. The networks are DCGAN's, not the residual ones of the paper's CIFAR-10 models.
     3. 100 epochs of CIFAR-10 are 15,600 generator updates; the paper's models train for longer.
 
-The paper ends where "Training loop" begins; from there on the three trainers share nearly all code.
+The paper's part ends at "Training loop"; from there on the three trainers share nearly all code.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def base_resolution(size):
 
 
 def init_weights(module):
-    """N(0, 0.02) for weights (DCGAN, section 4), N(1, 0.02) for batch-norm scales."""
+    """Weights about 0, batch-norm scales about 1, of standard deviation 0.02 (DCGAN, section 4)."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -125,7 +125,7 @@ class Generator(nn.Module):
         b, n = base_resolution(size)
         c = [min(width * 2**i, 1024) for i in reversed(range(n))]  # channels at b, 2b, ..., size/2
         Norm = nn.BatchNorm2d if norm == "batch" else nn.Identity
-        bias = norm == "none"  # a batch norm would take a bias out again
+        bias = norm == "none"  # a batch norm would subtract it again
 
         def block(c_in, c_out, kernel, stride, padding):
             conv = nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, bias=bias)
@@ -147,8 +147,8 @@ class Generator(nn.Module):
 class Critic(nn.Module):
     """Images (B, 3, size, size) in [-1, 1] -> scores (B,): higher is more real, without a sigmoid.
 
-    The generator's mirror image, with LeakyReLU(0.2) and without a norm: a batch norm would make
-    a sample's score, and so its gradient, depend on its batch.
+    The generator's mirror image, with LeakyReLU(0.2) and without batch norm, which would make an
+    image's score, and so its gradient, depend on its batch.
 
     If `classes`, their number, is not 0, the output also judges whether an image fits its class y,
     one-hot (B, classes): the projection of Miyato and Koyama (2018, arXiv 1802.05637, equation 3).
@@ -164,31 +164,31 @@ class Critic(nn.Module):
         layers += [nn.Conv2d(c[-1], 1, b, 1, 0)]  # (B, 1, 1, 1)
         self.main = nn.Sequential(*layers)
         self.embed = nn.Linear(classes, c[-1], bias=False) if classes else None
-        # PyTorch's own initial weights: without a norm N(0, 0.02) fades from layer to layer
+        # PyTorch's own initial weights: with 0.02 and no batch norm, outputs fade layer by layer
 
     def forward(self, x, y=None):
         h = self.main[:-1](x)  # (B, 256, 4, 4)
         scores = self.main[-1](h).flatten()
-        if y is not None:  # add y' V φ(x): V is embed, φ(x) the sum of h over its pixels
+        if y is not None:  # add yᵀ V φ(x): V is embed, φ(x) the sum of h over its pixels
             scores = scores + (self.embed(y) * h.sum((2, 3))).sum(1)
-        return scores.to(x.dtype)
+        return scores.to(x.dtype)  # not autocast's bfloat16
 
 
 # ---- Objective -----------------------------------------------------------------------------------
 
 
 def critic_loss(real_scores, fake_scores):
-    """E f(g(z)) - E f(x): minus the Wasserstein estimate."""
+    """E f(G(z)) - E f(x): minus the Wasserstein estimate."""
     return fake_scores.mean() - real_scores.mean()
 
 
 def generator_loss(fake_scores):
-    """-E f(g(z))."""
+    """-E f(G(z))."""
     return -fake_scores.mean()
 
 
 def score_both(critic, real, fake, y=None):
-    """f(x) and f(g(z)), in one pass of critic(x, y): without a norm no sample affects another."""
+    """f(x) and f(G(z)) in one pass of critic(x, y): without batch norm no image affects another."""
     if y is not None:
         y = torch.cat([y, y])
     return critic(torch.cat([real, fake]), y).split([len(real), len(fake)])
@@ -197,8 +197,8 @@ def score_both(critic, real, fake, y=None):
 def gradient_penalty(critic, real, fake):
     """E (‖∇f(x_hat)‖ - 1)² at x_hat = ε real + (1 - ε) fake, and the norms (B,).
 
-    `real` and `fake`, detached, are (B, ...). ε and the norm are per sample, the penalty two-sided
-    (equation 3). The gradient of the sum is each sample's own; its graph is kept for the next one.
+    `real` and `fake`, detached, are (B, ...). ε and the norm are per image, the penalty two-sided
+    (equation 3). Row i of the sum's gradient is image i's own; it can be differentiated again.
     """
     ones = [1] * (real.dim() - 1)
     eps = torch.rand(len(real), *ones, dtype=real.dtype, device=real.device)
@@ -216,7 +216,7 @@ def train_step(G, critic, opt_G, opt_critic, batches, z_dim, gp_weight):
     their classes y, one-hot (B, classes) or None. Returns the last batch's values of COLUMNS."""
     for real, y in batches:  # line 2
         z = torch.randn(len(real), z_dim, device=real.device)  # line 4
-        with torch.no_grad():  # G is not what is updated here
+        with torch.no_grad():  # G is not updated here
             fake = G(z, y)  # line 5
         w_loss = critic_loss(*score_both(critic, real, fake, y))
         penalty, norms = gradient_penalty(partial(critic, y=y), real, fake)  # line 6
@@ -224,8 +224,8 @@ def train_step(G, critic, opt_G, opt_critic, batches, z_dim, gp_weight):
         optimizer_step(opt_critic, c_loss)  # line 9
 
     z = torch.randn_like(z)  # line 11
-    g_loss = generator_loss(critic(G(z, y), y))  # line 12
-    optimizer_step(opt_G, g_loss)
+    g_loss = generator_loss(critic(G(z, y), y))
+    optimizer_step(opt_G, g_loss)  # line 12
     return torch.stack([c_loss, g_loss, -w_loss, penalty, norms.mean()]).detach()
 
 
@@ -245,7 +245,7 @@ def optimizer_step(opt, loss):
 
 
 def new_state(parts, count, classes):
-    """The state of a new run, all of which a checkpoint holds: networks and optimizers by name, the
+    """The state of a new run; a checkpoint holds all of it: networks and optimizers by name, the
     average of G, the sums of the epoch in progress, the number of images, and the log's rows."""
     G_ema = copy.deepcopy(parts["G"]).eval().requires_grad_(False)
     totals = torch.zeros(len(COLUMNS), device=next(G_ema.parameters()).device)
@@ -277,7 +277,7 @@ def run_step(state, train_step, real, onehots, ema_weight, args, bf16):
     """train_step on `real`, uint8 (n_critic, B, 3, size, size), and onehots (n_critic, B, classes)
     or Nones. Adds train_step's values to the totals, and updates the EMA."""
     batches = [(to_input(x, args.hflip), y) for x, y in zip(real, onehots)]
-    # autocast's cache would keep casts of weights from before their update
+    # autocast's cache would keep bfloat16 copies of weights from before their update
     with torch.autocast(real.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
         state.totals += train_step(batches=batches)
     update_ema(state.G_ema, state.G, ema_weight)
@@ -285,15 +285,16 @@ def run_step(state, train_step, real, onehots, ema_weight, args, bf16):
 
 def shuffled_indices(n, shape, epoch, seed):
     """Image numbers of an epoch, int64 (steps, *shape), shape (n_critic, B): a permutation given by
-    (seed, epoch). np.resize cuts it to whole steps; if it is shorter than one, it is repeated."""
+    (seed, epoch). np.resize cuts it to whole steps; one shorter than a step is repeated."""
     order = np.random.default_rng([seed, epoch]).permutation(n)
     return torch.from_numpy(np.resize(order, (max(1, n // math.prod(shape)), *shape)))
 
 
 def capture(step):
-    """Record `step` as a CUDA graph. Returns its replay, which launches all kernels at once."""
+    """Record `step` as a CUDA graph. Returns its replay, which launches all kernels at once and
+    runs no Python: numbers computed on the CPU stay as they were recorded."""
     graph = torch.cuda.CUDAGraph()
-    with one_line("a train step cannot be captured: go on with --resume --no-graph"):
+    with one_line("a train step cannot be captured: in a new process add --resume --no-graph"):
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             step()  # recorded here, not run
     return graph.replay
@@ -302,7 +303,7 @@ def capture(step):
 @contextmanager
 def catch_signals():
     """A list that gets the number of a Ctrl-C, SIGTERM or (not on Windows) SIGHUP, so that `train`
-    can save first; the same again acts as usual. Handlers and thread count are put back."""
+    can save first; a second of its kind acts as usual. Handlers and thread count are put back."""
     signals, before = [], {}
 
     def handler(number, frame):
@@ -336,7 +337,7 @@ def train(state, images, labels, train_step, args, bf16, signals):
         torch.cuda.synchronize()
         torch.cuda.set_stream(torch.cuda.Stream())
     first, saved = state.step, state.seconds
-    begun = time.perf_counter() - state.seconds  # as if it had never stopped
+    begun = time.perf_counter() - state.seconds  # as if it had run without a pause
     for epoch in range(state.epoch, args.epochs):
         order = shuffled_indices(len(images), (n_critic, B), epoch, args.seed).to(images.device)
         steps = range(state.step, (epoch + 1) * len(order))  # what is left of the epoch
@@ -855,7 +856,7 @@ def build_parser():
     add("--seed", 0, "seed of weights, latents and the images' order")
     add("--device", "auto", "cpu, cuda, cuda:1 or mps")
     add("--precision", "auto", "fp32 (on CUDA TF32) or bfloat16", choices=("auto", "fp32", "bf16"))
-    switch("--no-graph", "launch CUDA kernels one by one, which is slower")
+    switch("--no-graph", "run train_step's Python in every step on CUDA: slower")
     add("--snapshot-every", 10, "epochs between snapshots; the last epoch has one in any case")
     add("--out", f"runs/{Path(SCRIPT).stem}", "run folder")
     switch("--resume", "go on with the run in --out, with its flags")

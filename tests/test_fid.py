@@ -343,7 +343,7 @@ def test_the_score_is_of_logits_without_their_bias_in_the_order_of_hashes(light,
     assert row["IS"] == pytest.approx(score, rel=1e-5)
     assert row["IS std"] == pytest.approx(std, rel=1e-5)
     assert f"  IS {row['IS']:.6f} ± {row['IS std']:.6f}  fake.npy" in capsys.readouterr().out
-    assert "take images" in refusal("fake.npy stats.npz --is", dims=2048)
+    assert "need images" in refusal("fake.npy stats.npz --is", dims=2048)
 
 
 def test_kid_has_a_spread_where_subsets_differ(monkeypatch):
@@ -365,7 +365,10 @@ def test_where_files_differ_in_size_one_line_names_size(light, capsys):
         assert words in line
     run("small large --size 0")
     run("small large --size 16")
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    run("large --save-stats stats.npz")
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    run("stats.npz small --size 16")  # the statistics stay those of large images
+    assert "(48, 64)" in capsys.readouterr().out
 
 
 # ---- Generators ---------------------------------------------------------------------------------
@@ -434,7 +437,9 @@ def test_beside_a_generator_all_images_take_its_size_or_that_of_size(light, monk
     other, same = distances("photos.npy g.pth saved.npy --n 8 --size 24")
     assert other == pytest.approx(same, rel=1e-6)
     assert len({found, kept, other}) == 3
-    assert "images are made" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "images are made" not in printed
+    assert printed.count("its images are resized to 24x24") == 1
     drawn = []
     sprite = fid.sprite(16, 0)
     monkeypatch.setattr(fid, "sprite", lambda size, i: drawn.append(size) or sprite)
@@ -555,7 +560,7 @@ def test_statistics_that_are_refused(light, change, words):
     assert words in refusal("s.npz good.npz")
     assert words in refusal("good.npz s.npz")
     for flag in ("--kid", "--prdc", "--per-class", "--nearest=n.png"):
-        assert "take images" in refusal(f"good.npz good.npz {flag}")
+        assert "need images" in refusal(f"good.npz good.npz {flag}")
 
 
 def test_reals_statistics_are_kept_until_something_changes(light, monkeypatch, capsys):
@@ -586,10 +591,14 @@ def test_reals_statistics_are_kept_until_something_changes(light, monkeypatch, c
     assert "not written; REAL will be measured again" in capsys.readouterr().err
 
 
-def test_two_processes_give_the_numbers_of_one_and_the_first_writes(light, tmp_path, monkeypatch):
+@pytest.mark.parametrize("flags", ["--kid --prdc --nearest n.png", "--n 9"])
+def test_two_processes_give_the_numbers_of_one_and_the_first_writes(
+    light, tmp_path, monkeypatch, flags
+):
+    """Though REAL's statistics are in the cache of the first alone."""
     np.save("real.npy", noise(0, 9))
     np.save("fake.npy", noise(1, 8))
-    command = f"{tmp_path}/real.npy {tmp_path}/fake.npy --kid --prdc --nearest n.png"
+    command = f"{tmp_path}/real.npy {tmp_path}/fake.npy {flags}"
     (alone,) = run(command)
     script = "import fid, test_fid; fid.Inception = test_fid.Light; fid.main()"
     few = "--allow-few --device cpu --weights ../w.pth --dims 64 --json r.json"
@@ -673,7 +682,8 @@ def test_sets_that_make_no_number_and_a_lack_of_memory_end_in_one_line(light, mo
     with pytest.raises(SystemExit, match=r"^good: only 4 image\(s\): FID-768 .*--allow-few"):
         fid.main(["good", "good", "--device", "cpu", "--dims", "768"])
     monkeypatch.setattr(Light, "__call__", lambda *_: torch.nan)
-    assert "not finite" in refusal("good good")
+    assert "must not contain infs or NaNs" in refusal("good --size 9 --save-stats nan.npz")
+    assert not Path("nan.npz").exists()
     error = RuntimeError("CUDA out of memory.\nand a trace of C++")
     monkeypatch.setattr(Light, "__call__", Mock(side_effect=error))
     assert "a smaller --batch-size (CUDA out of memory." in refusal("good good")
