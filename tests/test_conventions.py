@@ -138,11 +138,12 @@ def imports(script):
 def test_the_header_lists_what_the_script_imports(script):
     header = re.match(r"# /// script\n((?:# .*\n)+)# ///\n", read(script)).group(1)
     assert 'requires-python = ">=3.10"' in header
-    packages = set(re.findall(r'"([a-z]+)', header.split("dependencies", 1)[1]))
-    modules = {"PIL" if package == "pillow" else package for package in packages}
+    packages = set(re.findall(r'"([a-z]+[^"]*)"', header.split("dependencies", 1)[1]))
+    modules = {re.match("[a-z]+", package)[0] for package in packages}
+    modules = {"PIL" if module == "pillow" else module for module in modules}
     needed = imports(script) - set(sys.stdlib_module_names)
     assert modules == needed - {"lmdb"}  # for LSUN alone; its absence is one line
-    wanted = {line.split(">")[0].split(" ")[0] for line in read("requirements.txt").splitlines()}
+    wanted = {line.split(" ")[0] for line in read("requirements.txt").splitlines()}
     assert packages <= wanted
 
 
@@ -236,6 +237,7 @@ def test_the_readme_is_short_and_ci_runs_its_commands():
     assert test in readme
     assert test in read(".ci/run")
     assert "pip install -r requirements.txt && python dcgan.py" in readme
+    assert f"with {importlib.import_module('dcgan').DEMO}" in readme
     assert read("tests/requirements.txt").startswith("-r ../requirements.txt\n")
 
 
@@ -257,7 +259,8 @@ def test_pages_link_to_files_that_exist():
 def test_nothing_else_at_top_level():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+    command = ["git", "-c", "safe.directory=*", "ls-files"]
+    listed = subprocess.check_output(command, cwd=ROOT, text=True)
     allowed = """
         README.md CONVENTIONS.md LICENSE requirements.txt pyproject.toml .gitignore .ci tests docs
         dcgan.py wgan.py wgan_gp.py fid.py interpolate.py scrape_spirits.py

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import zipfile
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -470,6 +471,8 @@ def test_classes_come_by_turns_and_are_measured_apart(light, capsys):
     write("pair/dog", noise(4, 9))
     run("real pair --per-class")
     assert "    cat: too few images (N 1 against 9); --allow-few" in capsys.readouterr().out
+    ten = fid.Set(labels=[0] * 10, classes=["cat"], numbers=range(10), features=torch.eye(10))
+    assert fid.per_class(ten, ten, fid.parse_args(["real", "fake"])) == {}
 
 
 def test_the_curve_of_snapshots_and_run_folders_and_without_matplotlib_its_table_alone(
@@ -584,6 +587,8 @@ def test_reals_statistics_are_kept_until_something_changes(light, monkeypatch, c
     assert distances("real fake") != pytest.approx(first, rel=1e-3)
     snapshot(generator(1), "run/checkpoint.pt")
     of_one = distances("run fake --n 5")
+    for other in ("--n 6", "--n 5 --seed 1"):
+        assert distances(f"run fake {other}") != pytest.approx(of_one, rel=1e-6)
     snapshot(generator(2), "run/checkpoint.pt")  # in place
     assert distances("run fake --n 5") != pytest.approx(of_one, rel=1e-3)
     Path("wall").write_text("")
@@ -606,6 +611,7 @@ def test_two_processes_give_the_numbers_of_one_and_the_first_writes(
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(fid, "timedelta", lambda hours: timedelta(seconds=100))  # not 12 hours
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     Path("second").mkdir()
@@ -703,9 +709,11 @@ def test_weights_that_are_not_the_published_ones_are_warned_of_once(light, monke
 def test_weights_that_cannot_be_downloaded(light, monkeypatch, tmp_path):
     error = OSError("network is unreachable")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=error))
+    download = Mock(side_effect=error)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     write("real", noise(0, 4))
     line = refusal("real real --weights=")
+    assert fid.PUBLISHED in download.call_args.args  # which the sha256 has to begin with
     for words in ("is unreachable", "--weights", "pt_inception-2015-12-05-6726825d.pth", "https:"):
         assert words in line
     damaged = tmp_path / "hub/checkpoints/pt_inception-2015-12-05-6726825d.pth"

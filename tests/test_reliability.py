@@ -90,6 +90,8 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)  # of 64 the threads alone would take 4 GB
+    monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(time, "perf_counter", itertools.count(0.0, 200.0).__next__)
     np.save("set.npy", np.random.default_rng(0).integers(0, 256, (83, 20, 20, 3), np.uint8))
     torch.save(dcgan.Generator(16, 8, 4).state_dict(), "g.pt")
@@ -266,8 +268,10 @@ def damaged_picture(rng):
     folder = f"pictures/{rng.random()}"
     Path(folder).mkdir(parents=True)
     suffix, body = rng.choice(pictures_of_all_kinds())
-    Path(folder, f"a.{rng.choice((suffix, 'png'))}").write_bytes(damaged(body, rng))
-    return rng.choice(((dcgan.load_data, folder, 16), (fid.main, [*FID, folder, folder])))
+    for stem in "ab":
+        Path(folder, f"{stem}.{rng.choice((suffix, 'png'))}").write_bytes(damaged(body, rng))
+    args = fid.parse_args([*FID, folder, folder])
+    return rng.choice(((dcgan.load_data, folder, 16), (fid.open_set, folder, args, "cpu")))
 
 
 def zip_bytes(names, body):

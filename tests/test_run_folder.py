@@ -297,9 +297,9 @@ def test_a_second_signal_acts_at_once_and_one_that_is_ignored_stays_so():
     signal.signal(signal.SIGINT, of_interrupts)
 
 
-@pytest.mark.parametrize("seconds, steps", [(350, [0, 0, 2, 2, 4]), (1, [0] * 15 + [15])])
+@pytest.mark.parametrize("seconds, steps", [(301, [0, 0, 2, 2, 4]), (1, [0] * 15 + [15])])
 def test_a_checkpoint_is_written_every_ten_minutes_and_not_after_each_short_epoch(
-    data, tmp_path, monkeypatch, seconds, steps
+    data, tmp_path, monkeypatch, capsys, seconds, steps
 ):
     """By a clock on which a step takes so many seconds; in the end the power fails."""
     saved = []
@@ -315,13 +315,19 @@ def test_a_checkpoint_is_written_every_ten_minutes_and_not_after_each_short_epoc
     with pytest.raises(KeyboardInterrupt):
         run(*data, "--epochs", 9, "--out", tmp_path)
     assert saved == steps
+    printed = capsys.readouterr().out  # of 80 images in 5 seconds, the first of nine epochs
+    assert ("  16 images/s  0:40 left\n" in printed) == (seconds == 1)
 
 
 def test_resume_takes_a_new_rate_adds_to_the_seconds_and_names_the_next_command(out, capsys):
     torch.save(load(out / "checkpoint.pt") | {"seconds": 1000.0}, out / "checkpoint.pt")
-    resume(out, "--epochs", 4, "--lr", 0.03)
+    free = (
+        "--betas 0.3 0.8 --snapshot-every 1 --cache kept --precision fp32 --device cpu --no-graph"
+    )
+    resume(out, "--epochs", 4, "--lr", 0.03, *free.split())
     saved = load(out / "checkpoint.pt")
     assert float(saved["opt_G"]["param_groups"][0]["lr"]) == pytest.approx(0.03)
+    assert saved["opt_G"]["param_groups"][0]["betas"] == (0.3, 0.8)
     assert saved["log"][3]["seconds"] >= 1000
     words = capsys.readouterr().out.split("; next: python interpolate.py ")[1]
     assert Path(interpolate.parse_args(shlex.split(words)).checkpoint) == out

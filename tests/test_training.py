@@ -205,13 +205,19 @@ def test_sprites_train_on_one_thread_and_other_data_on_all(monkeypatch):
         args = wgan_gp.parse_args(["--data", data, "--device", "cpu", "--precision", "fp32"])
         assert wgan_gp.set_up_device(args)[1] == f"cpu (threads: {number}), float32"
         assert torch.get_num_threads() == number
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    args.precision = "auto"
+    assert wgan_gp.set_up_device(args)[1:] == ("cpu (threads: 1), bfloat16", True)
     with wgan_gp.catch_signals():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
 
 
-def test_a_device_that_is_not_there_is_refused_in_one_line():
+def test_a_device_that_is_not_there_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "99")  # of a process of a torchrun
+    with pytest.raises(SystemExit, match=r"^--device cuda:99: cannot"):
+        wgan_gp.find_device("cuda")
     with pytest.raises(SystemExit, match=r"^--device toaster: cannot be used here .*$"):
         wgan_gp.find_device("toaster")
 
@@ -293,6 +299,7 @@ def test_two_processes_share_out_each_batch_stay_equal_and_log_the_means_of_both
 
 def test_one_process_goes_on_where_two_stopped(two, folder):
     shutil.copytree(two[0] / "out", "out")
+    Path("images.npz").unlink()  # those of the first folder are read
     wgan_gp.main("--out out --resume --epochs 3".split())
     assert load("out/checkpoint.pt")["step"] == 3 * PER_EPOCH
 
