@@ -49,7 +49,6 @@ import copy
 import hashlib
 import io
 import json
-import math
 import os
 import signal
 import sys
@@ -73,8 +72,7 @@ import torch.distributed as dist
 import torchvision
 from PIL import Image, ImageOps
 from torch import nn
-from torch.nn.utils.parametrize import register_parametrization
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torch.nn.utils.parametrizations import spectral_norm
 
 try:
     from tqdm import tqdm
@@ -127,14 +125,11 @@ class Generator(nn.Module):
         c = [min(width * 2**i, 1024) for i in reversed(range(n))]  # channels at b, 2b, ..., size/2
         Norm = nn.BatchNorm2d if norm == "batch" else nn.Identity
         bias = norm == "none"  # a batch norm would subtract it again
-
-        def block(c_in, c_out, kernel, stride, padding):
-            conv = nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, bias=bias)
-            return [conv, Norm(c_out), nn.ReLU(inplace=True)]
-
-        layers = block(z_dim + classes, c[0], b, 1, 0)  # (B, 512, 4, 4)
+        layers = [nn.ConvTranspose2d(z_dim + classes, c[0], b, 1, 0, bias=bias)]  # (B, 512, 4, 4)
+        layers += [Norm(c[0]), nn.ReLU(inplace=True)]
         for c_in, c_out in pairwise(c):  # (B, 256, 8, 8), (B, 128, 16, 16)
-            layers += block(c_in, c_out, 4, 2, 1)
+            layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=bias)]
+            layers += [Norm(c_out), nn.ReLU(inplace=True)]
         layers += [nn.ConvTranspose2d(c[-1], 3, 4, 2, 1), nn.Tanh()]  # (B, 3, 32, 32)
         self.main = nn.Sequential(*layers)
         self.apply(init_weights)
@@ -145,31 +140,11 @@ class Generator(nn.Module):
         return self.main(z[:, :, None, None]).to(z.dtype)  # not autocast's bfloat16
 
 
-class SpectralNorm(nn.Module):
-    """A layer's weight, as a matrix with one row per output, divided by its largest singular value
-    (Miyato et al. 2018, arXiv 1802.05957, Algorithm 1); one power step in each training pass."""
-
-    def __init__(self, weight):
-        super().__init__()
-        U, _, Vh = torch.linalg.svd(weight.detach().flatten(1), full_matrices=False)
-        self.register_buffer("u", U[:, 0].clone())
-        self.register_buffer("v", Vh[0].clone())
-
-    def forward(self, weight):
-        W = weight.flatten(1)
-        with torch.autocast(W.device.type, enabled=False):  # which would multiply in bfloat16
-            if self.training:
-                with torch.no_grad():
-                    self.v.copy_(nn.functional.normalize(W.T @ self.u, dim=0))
-                    self.u.copy_(nn.functional.normalize(W @ self.v, dim=0))
-            return weight / (self.u.clone() @ (W @ self.v.clone()))  # u, v change before backward
-
-
 class Discriminator(nn.Module):
     """Images (B, 3, size, size) in [-1, 1] -> logits (B,): above 0 is "real".
 
     The generator's mirror image. `act` is "leaky" (slope 0.2) or "relu", `norm` "batch", "none" or
-    "spectral" (of the weights).
+    "spectral" (of the weights, Miyato et al. 2018, arXiv 1802.05957).
 
     If `classes`, their number, is not 0, the output also judges whether an image fits its class y,
     one-hot (B, classes): the projection of Miyato and Koyama (2018, arXiv 1802.05637, equation 3).
@@ -193,7 +168,7 @@ class Discriminator(nn.Module):
         if norm == "spectral":
             for layer in list(self.modules()):  # a list, since the loop adds modules
                 if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                    register_parametrization(layer, "weight", SpectralNorm(layer.weight))
+                    spectral_norm(layer)
 
     def forward(self, x, y=None):
         h = self.main[:-1](x)  # (B, 256, 4, 4)
@@ -297,7 +272,7 @@ def shuffled_indices(n, shape, epoch, seed):
     """Image numbers of an epoch, int64 (steps, *shape), shape (n_critic, B): a permutation given by
     (seed, epoch). np.resize cuts it to whole steps; one shorter than a step is repeated."""
     order = np.random.default_rng([seed, epoch]).permutation(n)
-    return torch.from_numpy(np.resize(order, (max(1, n // math.prod(shape)), *shape)))
+    return torch.from_numpy(np.resize(order, (max(1, n // np.prod(shape)), *shape)))
 
 
 def capture(step):
@@ -582,7 +557,7 @@ def atomic(path, mode="wb"):
 # ---- Data (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------------
 
 NAMES = ("sprites", "cifar10", "stl10")
-SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif")
+SUFFIXES = (*torchvision.datasets.folder.IMG_EXTENSIONS, ".gif", ".avif")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # none runs a program
 FORMATS = [kind for kind in FORMATS if kind in Image.registered_extensions().values()]
 # key: changes with the images; items: their names in messages; labels: indices into classes
@@ -902,7 +877,8 @@ def parse_args(argv=None, earlier=None):
         base_resolution(args.size)
     except ValueError as error:
         parser.error(f"--size {error}")
-    args.data = os.path.expanduser(args.data)  # not normpath: ./sprites is a folder, sprites not
+    if args.data not in NAMES:  # absolute, since a resumed run may start from elsewhere
+        args.data = os.path.abspath(os.path.expanduser(args.data))
     for name in ("cache", "out"):
         setattr(args, name, os.path.normpath(os.path.expanduser(getattr(args, name))))
     return args
@@ -999,8 +975,6 @@ def main(argv=None):
                 args = parse_args(argv, {**checkpoint["args"], "out": args.out})
                 if args.lr_decay and args.epochs != checkpoint["args"]["epochs"]:
                     print("--lr-decay: --epochs has changed, so the learning rate will jump")
-        if os.path.exists(args.data) and args.data not in NAMES:
-            args.data = os.path.abspath(args.data)  # a resumed run may start from elsewhere
         device, device_name, bf16 = set_up_device(args)
         if WORLD > 1:
             join_processes(device)

@@ -69,7 +69,6 @@ import torchvision
 from PIL import Image, ImageDraw, ImageOps
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.inception import BasicConv2d, Inception3
 from torchvision.transforms.functional import to_pil_image
@@ -744,7 +743,7 @@ def read_weights(path):
 # ---- Data (same in dcgan.py, wgan.py, wgan_gp.py, fid.py) ----------------------------------------
 
 NAMES = ("sprites", "cifar10", "stl10")
-SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif")
+SUFFIXES = (*torchvision.datasets.folder.IMG_EXTENSIONS, ".gif", ".avif")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # none runs a program
 FORMATS = [kind for kind in FORMATS if kind in Image.registered_extensions().values()]
 # key: changes with the images; items: their names in messages; labels: indices into classes
@@ -963,8 +962,6 @@ def build_parser():
 
 
 def parse_args(argv=None):
-    if argv is None and sys.argv[0].endswith("kernel_launcher.py"):  # a notebook's own flags
-        argv = []
     parser = build_parser()
     args = parser.parse_intermixed_args(argv)  # a FAKE may follow a flag
     if min(args.n, args.batch_size, args.size or 0) < 0:

@@ -58,10 +58,10 @@ def interpolation(a, b, steps, path="slerp"):
     ends = torch.stack([a, b]).double()
     if path == "lerp":
         return torch.lerp(*ends, t).to(a.dtype)
-    u, v = nn.functional.normalize(ends, eps=1e-300)  # of length 1; zeros stay zeros
+    u, v = nn.functional.normalize(ends)  # of length 1
     across = v - (v @ u) * u  # the part of v orthogonal to u
     angle = torch.atan2(across.norm(), v @ u)
-    across = nn.functional.normalize(across, dim=0, eps=1e-300)
+    across = nn.functional.normalize(across, dim=0)
     units = torch.cos(t * angle) * u + torch.sin(t * angle) * across
     lengths = torch.lerp(ends[0].norm(), ends[1].norm(), t)
     return (units * lengths).to(a.dtype)
@@ -458,8 +458,6 @@ def build_parser():
 
 def parse_args(argv=None):
     """The checked flags, the kind of picture, and the format of --out."""
-    if argv is None and sys.argv[0].endswith("kernel_launcher.py"):  # a notebook's own flags
-        argv = []
     parser = build_parser()
     args = parser.parse_args(argv)
     args.kind = "interpolation"

@@ -49,7 +49,6 @@ import copy
 import hashlib
 import io
 import json
-import math
 import os
 import signal
 import sys
@@ -74,7 +73,6 @@ import torchvision
 from PIL import Image, ImageOps
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 try:
     from tqdm import tqdm
@@ -128,14 +126,11 @@ class Generator(nn.Module):
         c = [min(width * 2**i, 1024) for i in reversed(range(n))]  # channels at b, 2b, ..., size/2
         Norm = nn.BatchNorm2d if norm == "batch" else nn.Identity
         bias = norm == "none"  # a batch norm would subtract it again
-
-        def block(c_in, c_out, kernel, stride, padding):
-            conv = nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, bias=bias)
-            return [conv, Norm(c_out), nn.ReLU(inplace=True)]
-
-        layers = block(z_dim + classes, c[0], b, 1, 0)  # (B, 512, 4, 4)
+        layers = [nn.ConvTranspose2d(z_dim + classes, c[0], b, 1, 0, bias=bias)]  # (B, 512, 4, 4)
+        layers += [Norm(c[0]), nn.ReLU(inplace=True)]
         for c_in, c_out in pairwise(c):  # (B, 256, 8, 8), (B, 128, 16, 16)
-            layers += block(c_in, c_out, 4, 2, 1)
+            layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=bias)]
+            layers += [Norm(c_out), nn.ReLU(inplace=True)]
         layers += [nn.ConvTranspose2d(c[-1], 3, 4, 2, 1), nn.Tanh()]  # (B, 3, 32, 32)
         self.main = nn.Sequential(*layers)
         self.apply(init_weights)
@@ -320,7 +315,7 @@ def shuffled_indices(n, shape, epoch, seed):
     """Image numbers of an epoch, int64 (steps, *shape), shape (n_critic, B): a permutation given by
     (seed, epoch). np.resize cuts it to whole steps; one shorter than a step is repeated."""
     order = np.random.default_rng([seed, epoch]).permutation(n)
-    return torch.from_numpy(np.resize(order, (max(1, n // math.prod(shape)), *shape)))
+    return torch.from_numpy(np.resize(order, (max(1, n // np.prod(shape)), *shape)))
 
 
 def capture(step):
@@ -605,7 +600,7 @@ def atomic(path, mode="wb"):
 # ---- Data (same in dcgan.py, wgan.py, wgan_gp.py) ------------------------------------------------
 
 NAMES = ("sprites", "cifar10", "stl10")
-SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif")
+SUFFIXES = (*torchvision.datasets.folder.IMG_EXTENSIONS, ".gif", ".avif")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # none runs a program
 FORMATS = [kind for kind in FORMATS if kind in Image.registered_extensions().values()]
 # key: changes with the images; items: their names in messages; labels: indices into classes
@@ -932,7 +927,8 @@ def parse_args(argv=None, earlier=None):
         base_resolution(args.size)
     except ValueError as error:
         parser.error(f"--size {error}")
-    args.data = os.path.expanduser(args.data)  # not normpath: ./sprites is a folder, sprites not
+    if args.data not in NAMES:  # absolute, since a resumed run may start from elsewhere
+        args.data = os.path.abspath(os.path.expanduser(args.data))
     for name in ("cache", "out"):
         setattr(args, name, os.path.normpath(os.path.expanduser(getattr(args, name))))
     return args
@@ -1029,8 +1025,6 @@ def main(argv=None):
                 args = parse_args(argv, {**checkpoint["args"], "out": args.out})
                 if args.lr_decay and args.epochs != checkpoint["args"]["epochs"]:
                     print("--lr-decay: --epochs has changed, so the learning rate will jump")
-        if os.path.exists(args.data) and args.data not in NAMES:
-            args.data = os.path.abspath(args.data)  # a resumed run may start from elsewhere
         device, device_name, bf16 = set_up_device(args)
         if WORLD > 1:
             join_processes(device)

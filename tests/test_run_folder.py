@@ -335,7 +335,7 @@ def test_resume_takes_a_new_rate_adds_to_the_seconds_and_names_the_next_command(
 
 def test_a_path_is_no_name_of_a_set_and_files_of_others_stay(data, tmp_path):
     args = wgan_gp.parse_args(["--data", "./sprites"])
-    assert (args.data, args.g_width) == ("./sprites", 128)
+    assert (args.data, args.g_width) == (os.path.abspath("sprites"), 128)
     (tmp_path / "other").mkdir()
     for name in (".log.csv.7.tmp", "other/.log.csv.7.tmp"):
         (tmp_path / name).write_bytes(b"")

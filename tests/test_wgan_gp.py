@@ -87,9 +87,7 @@ def test_the_estimate_of_two_points_is_their_distance(d):
 
 @pytest.mark.parametrize("classes", [0, 3])
 def test_a_train_step_is_algorithm_1_written_out_by_hand(classes):
-    """Every weight, every statistic of a batch norm, and every value that is logged; real and fake
-    images pass the critic apart here and together there, since no sample changes another's score.
-    """
+    """Every weight, every statistic of a batch norm, and every value that is logged."""
     torch.manual_seed(3)
     G, critic = Generator(16, 8, 4, classes=classes), Critic(16, 4, classes=classes)
     G2, critic2 = copy.deepcopy([G, critic])

@@ -188,9 +188,6 @@ def shipped(script, images, device, batch_size, precision="auto", channels_last=
         module.optimizer_step = optimizer_step
         state.step += 1
 
-    if without == "one call":
-        forward = second.forward
-        second.forward = lambda x, y=None: torch.cat([forward(p) for p in x.split(batch_size)])
     one.train_step = plain_step
     return one
 
@@ -285,8 +282,6 @@ def main():
             steps["shipped, read from disk"] = shipped(script, *setting, without="memory")
             if device.type == "cuda":
                 steps["shipped, no graph"] = shipped(script, *setting, without="graph")
-            if script == "wgan_gp":
-                steps["shipped, two critic calls"] = shipped(script, *setting, without="one call")
         length = args.length or (12 if script == "dcgan" else 4)
         seconds = take_turns(steps, batch_size * n_critic, args.turns, length, device)
         with Flops() as flops:
