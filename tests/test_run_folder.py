@@ -165,6 +165,13 @@ def test_pixels_are_doubled_at_32_or_less(size, pixels):
     assert wgan_gp.sample_grid(state, args).shape == (3, pixels, pixels)
 
 
+def test_of_many_classes_the_first_64_have_a_row():
+    G = wgan_gp.Generator(16, 8, 2, classes=70)
+    state = wgan_gp.SimpleNamespace(G_ema=G, classes=[str(i) for i in range(70)])
+    args = wgan_gp.parse_args(["--size", "16", "--z-dim", "8"])
+    assert wgan_gp.sample_grid(state, args).shape == (3, 2 * (2 + 64 * 18), 2 * (2 + 8 * 18))
+
+
 def test_curves_are_drawn_after_epochs_5_and_10_and_the_last(out, monkeypatch):
     drawn = []
     monkeypatch.setattr(wgan_gp, "draw_curves", lambda log, path: drawn.append(len(log)))
@@ -486,7 +493,8 @@ def test_wrong_flags_end_in_one_line_and_exit_2(capsys, flags):
 
 
 def test_sprites_take_settings_of_their_own_and_say_which(capsys):
-    args = wgan_gp.parse_args("--lr 1e-3 --betas 0 0 --seed 0 --snapshot-every 0 --ema 0".split())
+    zeros = "--betas 0 0 --seed 0 --snapshot-every 0 --ema 0 --gp-weight 0"
+    args = wgan_gp.parse_args(["--lr", "1e-3", *zeros.split()])
     assert (args.g_width, args.batch_size, args.lr, args.ema) == (16, 16, 1e-3, 0)
     wgan_gp.describe(2048, args, "cpu")
     last = capsys.readouterr().out.splitlines()[-1]
